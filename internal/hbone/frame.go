@@ -1,0 +1,3 @@
+package hbone
+
+const frameHeaderLen = 9
