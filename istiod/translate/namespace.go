@@ -1,0 +1,53 @@
+package translate
+
+import (
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/ambit-mesh/ambit/api/ports"
+	"github.com/ambit-mesh/ambit/istiod/model"
+)
+
+// annotationDistribution is Istio's annotation for Kubernetes versions without the Service field, and for whole namespaces.
+const annotationDistribution = "networking.istio.io/traffic-distribution"
+
+// Namespace reads what of a namespace touches its pods and services.
+func Namespace(ns *corev1.Namespace) *model.Namespace {
+	return &model.Namespace{
+		Name:         ns.Name,
+		MeshLabel:    ns.Labels[ports.LabelDataplaneMode],
+		Terminating:  ns.DeletionTimestamp != nil || ns.Status.Phase == corev1.NamespaceTerminating,
+		Waypoint:     waypointRef(ns.Labels, ns.Name),
+		Distribution: distribution(ns.Annotations[annotationDistribution]),
+	}
+}
+
+// waypointRef reads the use-waypoint labels of an object in namespace ns.
+func waypointRef(labels map[string]string, ns string) model.WaypointRef {
+	name := labels[ports.LabelUseWaypoint]
+	switch name {
+	case "":
+		return model.WaypointRef{}
+	case "none":
+		return model.WaypointRef{None: true}
+	}
+	if other := labels[ports.LabelUseWaypointNamespace]; other != "" {
+		ns = other
+	}
+	return model.WaypointRef{Key: model.Key{Namespace: ns, Name: name}}
+}
+
+// distribution reads a preference for close endpoints. A value it does not know
+// means no preference, and not the namespace's: the user did choose.
+func distribution(s string) model.Distribution {
+	switch strings.ToLower(s) {
+	case "":
+		return model.DistributionUnset
+	case "preferclose", "prefersamezone":
+		return model.DistributionSameZone
+	case "prefersamenode":
+		return model.DistributionSameNode
+	}
+	return model.DistributionAny
+}
