@@ -78,13 +78,18 @@ func RecvMsg(c *net.UnixConn, maxBytes, maxFDs int) ([]byte, []*os.File, error) 
 		oob = make([]byte, unix.CmsgSpace(maxFDs*4))
 	}
 	n, oobn, flags, _, err := c.ReadMsgUnix(p, oob)
-	if err == io.EOF || (err == nil && n == 0 && oobn == 0) {
-		return nil, nil, io.EOF
-	}
-	if err != nil {
+	if err != nil && err != io.EOF {
 		return nil, nil, fmt.Errorf("receive message: %w", err)
 	}
+	// An empty message reads as the end of the stream, but files may still hang on it.
+	ended := err == io.EOF || n == 0
+	if ended && oobn == 0 {
+		return nil, nil, io.EOF
+	}
 	fds, err := parseRights(oob[:oobn])
+	if err == nil && ended {
+		err = errors.New("empty message with files")
+	}
 	if err == nil && (flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 || n > maxBytes || len(fds) > maxFDs) {
 		err = ErrTruncated
 	}
