@@ -1,0 +1,25 @@
+# Targets that need the test cluster: root, Debian, and nothing else. The top Makefile includes this file.
+CLUSTER := go run ./tests/cluster/cmd/cluster
+
+.PHONY: images cluster-up cluster-down kubectl demo demo-down e2e
+
+images: ## Build the container images without Docker into out/images
+	go run ./tests/images/cmd/images
+
+cluster-up: ## Start the two-node test cluster
+	$(CLUSTER) up
+
+cluster-down: ## End the test cluster and remove its state
+	$(CLUSTER) down
+
+kubectl: ## Run kubectl on the test cluster: make kubectl ARGS="get pods -A"
+	@$(CLUSTER) kubectl $(ARGS)
+
+demo: ## Show the mesh on a real Kubernetes: label a namespace under live traffic
+	go run ./tests/demo
+
+demo-down: ## End what the demo started
+	$(CLUSTER) down
+
+e2e: ## Run the end-to-end tests on a fresh cluster
+	go test -count=1 -timeout 20m ./tests/e2e/...
