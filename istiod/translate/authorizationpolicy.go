@@ -47,9 +47,9 @@ type Policy struct {
 // Gateways or Services, which is a waypoint's.
 //
 // An error names the fields that make no sense. The Policy that comes with it is
-// still safe to enforce: the rules that hold the error are left out, of an ALLOW
-// policy for certain, of a DENY policy together with what they would have denied,
-// so a caller that has an earlier good translation uses that instead.
+// the closest safe one: an ALLOW rule that holds an error is left out, a DENY rule
+// loses only the values that cannot be read. A caller that has an earlier good
+// translation uses that instead.
 func AuthorizationPolicy(cfg Config, ap *securityv1.AuthorizationPolicy) (*Policy, error) {
 	spec := &ap.Spec
 	if spec.GetTargetRef() != nil || len(spec.GetTargetRefs()) > 0 {
@@ -88,7 +88,7 @@ func AuthorizationPolicy(cfg Config, ap *securityv1.AuthorizationPolicy) (*Polic
 		t := ruleTranslation{namespace: ap.Namespace, field: fmt.Sprintf("spec.rules[%d]", i), l7: dropped}
 		rule, keep := t.rule(r, wire.Action)
 		errs = append(errs, t.errs...)
-		if keep && len(t.errs) == 0 {
+		if keep && (len(t.errs) == 0 || wire.Action == security.Action_DENY) {
 			wire.Rules = append(wire.Rules, rule)
 		}
 	}

@@ -5,7 +5,7 @@
 //
 // What always holds: the same input gives the same output; an input is never
 // changed; an object that cannot be translated gives an error that names the
-// field, never a panic and never a wider permission than the user wrote.
+// field, never a panic, and never allows more than the user wrote.
 //
 // It does not choose which objects belong together (graph does) and does not
 // encode bytes (push does).
