@@ -101,3 +101,21 @@ const (
 
 // ScopeAccess is the log scope of access log lines.
 const ScopeAccess = "access"
+
+// Metrics of the node proxy as a process.
+const (
+	MetricPods               = "ambit_ztunnel_pods"
+	MetricCertificates       = "ambit_certificate_requests_total"
+	MetricCertificateSeconds = "ambit_certificate_request_seconds"
+	MetricXDSConnected       = "ambit_xds_connected"
+	MetricXDSResources       = "ambit_xds_resources_total"
+	MetricXDSRejected        = "ambit_xds_rejected_total"
+)
+
+// Labels of those, and values of LabelResult.
+const (
+	LabelResult = "result"
+	LabelType   = "type"
+	ResultOK    = "ok"
+	ResultError = "error"
+)
