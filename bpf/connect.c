@@ -17,20 +17,31 @@ struct {
 
 enum { REFUSE, ALLOW };
 
-INLINE int capture(struct bpf_sock_addr *ctx, const struct addr *dst)
+INLINE __u32 mark_of(struct bpf_sock_addr *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+	return sk ? sk->mark : 0;
+}
+
+// Sockets of other namespaces, and the proxy's own.
+INLINE int exempt(struct bpf_sock_addr *ctx)
 {
 	__u64 cookie = bpf_get_netns_cookie(ctx);
 	if (!bpf_map_lookup_elem(&enrolled, &cookie))
+		return 1;
+	__u32 mark = mark_of(ctx) & MARK_MASK;
+	return mark == MARK_PROXY || mark == MARK_APP;
+}
+
+INLINE int capture(struct bpf_sock_addr *ctx, const struct addr *dst)
+{
+	if (exempt(ctx) || is_loopback(dst))
 		return ALLOW;
-	if (is_loopback(dst))
-		return ALLOW;
+	__u64 cookie = bpf_get_netns_cookie(ctx);
 	__u64 *owner = bpf_map_lookup_elem(&pod_ips, dst);
 	if (owner && *owner == cookie)
 		return ALLOW;
-	struct bpf_sock *sk = ctx->sk;
-	__u32 mark = sk ? sk->mark : 0;
-	if ((mark & MARK_MASK) == MARK_PROXY || (mark & MARK_MASK) == MARK_APP)
-		return ALLOW;
+	__u32 mark = mark_of(ctx);
 	mark = (mark & ~MARK_MASK) | MARK_CAPTURE; // an app's own mark does not get it past the mesh
 	if (bpf_setsockopt(ctx, SOL_SOCKET, SO_MARK, &mark, sizeof(mark)))
 		return REFUSE;
@@ -52,6 +63,10 @@ int connect6(struct bpf_sock_addr *ctx)
 	if (ctx->protocol != PROTO_TCP)
 		return ALLOW;
 	struct addr dst = destination6(ctx);
+	// fe80::/10 is bound to an interface and cannot be routed to loopback: the guard would swallow it.
+	// Refusing tells the app at once.
+	if ((dst.w[0] & HTONL(0xffc00000)) == HTONL(0xfe800000) && !exempt(ctx))
+		return REFUSE;
 	return capture(ctx, &dst);
 }
 

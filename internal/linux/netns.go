@@ -58,6 +58,27 @@ func NetNSFromFile(f *os.File) (*NetNS, error) {
 	return n, nil
 }
 
+// NewNetNS makes an empty namespace, its loopback down. It goes away when the
+// last handle, socket and process in it are gone.
+func NewNetNS() (*NetNS, error) {
+	type made struct {
+		n   *NetNS
+		err error
+	}
+	result := make(chan made)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			result <- made{err: fmt.Errorf("make netns: %w", err)}
+			return
+		}
+		n, err := CurrentNetNS()
+		result <- made{n, err}
+	}()
+	m := <-result
+	return m.n, m.err
+}
+
 // CurrentNetNS returns the namespace of the calling thread.
 func CurrentNetNS() (*NetNS, error) { return OpenNetNS(selfNetNS) }
 

@@ -1,0 +1,413 @@
+package ebpf
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+
+	"github.com/ambit-mesh/ambit/api/ports"
+	"github.com/ambit-mesh/ambit/bpf"
+	"github.com/ambit-mesh/ambit/cni-plugin/redirect"
+	"github.com/ambit-mesh/ambit/cni-plugin/redirect/podnet"
+	"github.com/ambit-mesh/ambit/internal/linux"
+)
+
+const (
+	steerPin    = "steer"
+	guardPrefix = "guard-"
+)
+
+// target is a pod with what was found out about it.
+type target struct {
+	redirect.Pod
+	dir    string
+	cookie uint64
+	own    []netip.Addr // all addresses in the netns
+	unique []netip.Addr // those that name the pod on the node
+	links  []podnet.Link
+}
+
+func (r *Redirector) inspect(pod redirect.Pod) (*target, error) {
+	if err := pod.Validate(); err != nil {
+		return nil, err
+	}
+	if pod.NetNS == nil || pod.NetNS.Inode() == r.host {
+		return nil, errors.New("refusing to capture the node's own netns")
+	}
+	cookie, err := pod.NetNS.Cookie()
+	if err != nil {
+		return nil, err
+	}
+	found, err := podnet.Read(pod.NetNS)
+	if err != nil {
+		return nil, err
+	}
+	t := &target{Pod: pod, dir: filepath.Join(r.pods, pod.UID), cookie: cookie, links: found.Links}
+	for _, a := range slices.Concat(pod.IPs, found.Addrs) {
+		a = a.Unmap()
+		if slices.Contains(t.own, a) {
+			continue
+		}
+		t.own = append(t.own, a)
+		if !a.IsLinkLocalUnicast() {
+			t.unique = append(t.unique, a)
+		}
+	}
+	if most := len(bpf.SteerPod{}.Addrs); len(t.own) > most {
+		return nil, fmt.Errorf("the netns has %d addresses, at most %d can be captured", len(t.own), most)
+	}
+	return t, nil
+}
+
+func (t *target) setup() podnet.Setup {
+	s := podnet.Setup{
+		Sources: podnet.Sources(t.IPs, t.own),
+		Marks:   []uint32{ports.MarkCapture, ports.MarkApp},
+		// Accepted sockets, and refusals, take the mark of what they answer.
+		Sysctls: []string{"ipv4/tcp_fwmark_accept", "ipv4/fwmark_reflect"},
+	}
+	if slices.ContainsFunc(s.Sources, netip.Addr.Is6) {
+		s.Sysctls = append(s.Sysctls, "ipv6/fwmark_reflect")
+	}
+	return s
+}
+
+// Enroll implements redirect.Redirector.
+func (r *Redirector) Enroll(_ context.Context, pod redirect.Pod, ls redirect.Listeners) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := r.enroll(pod, ls); err != nil {
+		return fmt.Errorf("enroll pod %q: %w", pod.UID, err)
+	}
+	return nil
+}
+
+func (r *Redirector) enroll(pod redirect.Pod, ls redirect.Listeners) error {
+	if err := ls.Validate(); err != nil {
+		return err
+	}
+	t, err := r.inspect(pod)
+	if err != nil {
+		return err
+	}
+	r.sweep()
+	r.probes.Ensure()
+	if err := errors.Join(r.syncSources(), r.checkConnect()); err != nil {
+		if err := errors.Join(r.syncSources(), r.attachConnect()); err != nil {
+			return err
+		}
+	}
+	// A pod whose sandbox was made anew keeps its UID.
+	if s, err := readState(t.dir); err == nil && s.NetnsCookie != t.cookie {
+		if err := r.forget(pod.UID, s.NetnsCookie); err != nil {
+			return err
+		}
+	}
+	if err := t.setup().Apply(pod.NetNS); err != nil {
+		return err
+	}
+	if err := r.steer(t, ls); err != nil {
+		return err
+	}
+	if err := r.guardLinks(t); err != nil {
+		return err
+	}
+	if err := r.probes.SetPod(t.cookie, t.unique); err != nil {
+		return err
+	}
+	// Last, since from here on the pod's apps depend on all of the above.
+	if err := r.objects.Enrolled.Put(t.cookie, uint32(1)); err != nil {
+		return fmt.Errorf("add to the map of enrolled pods: %w", err)
+	}
+	delete(r.draining, pod.UID)
+	return nil
+}
+
+// steer loads the pod's copy of the lookup program and puts it to work.
+func (r *Redirector) steer(t *target, ls redirect.Listeners) error {
+	if err := os.MkdirAll(t.dir, 0o700); err != nil {
+		return err
+	}
+	spec, err := bpf.LoadSteer()
+	if err != nil {
+		return err
+	}
+	spec.Maps[bpf.SteerMapListeners].Pinning = ebpf.PinByName
+	spec.Maps[bpf.SteerMapPodState].Pinning = ebpf.PinByName
+	var o bpf.SteerObjects
+	err = spec.LoadAndAssign(&o, &ebpf.CollectionOptions{
+		Maps:            ebpf.MapOptions{PinPath: t.dir},
+		MapReplacements: map[string]*ebpf.Map{bpf.SteerMapProbeSources: r.sources},
+	})
+	if err != nil {
+		return fmt.Errorf("load lookup program: %w", err)
+	}
+	defer o.Close()
+	if err := putListeners(o.Listeners, ls); err != nil {
+		return err
+	}
+	state := bpf.SteerPod{NetnsCookie: t.cookie, Mode: bpf.SteerModeCAPTURING, AddrsLen: uint32(len(t.own))}
+	for i, a := range t.own {
+		state.Addrs[i] = bpf.SteerAddress(a)
+	}
+	if err := o.PodState.Put(uint32(0), state); err != nil {
+		return fmt.Errorf("write state: %w", err)
+	}
+	pin := filepath.Join(t.dir, steerPin)
+	if checkSteer(pin, t.NetNS) == nil {
+		return withLink(pin, func(l link.Link) error { return l.Update(o.Steer) })
+	}
+	l, err := link.AttachNetNs(t.NetNS.Fd(), o.Steer)
+	if err != nil {
+		return fmt.Errorf("attach lookup program: %w", err)
+	}
+	return replacePin(l, pin)
+}
+
+func checkSteer(pin string, ns *linux.NetNS) error {
+	return withLink(pin, func(l link.Link) error {
+		info, err := l.Info()
+		if err != nil {
+			return err
+		}
+		if n := info.NetNs(); n == nil || uint64(n.NetnsInode) != ns.Inode() {
+			return errors.New("detached")
+		}
+		return nil
+	})
+}
+
+// replacePin pins l at path and closes it, also when there is an error.
+func replacePin(l link.Link, path string) error {
+	defer l.Close()
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("replace link %q: %w", path, err)
+	}
+	if err := l.Pin(path); err != nil {
+		return fmt.Errorf("pin link %q: %w", path, err)
+	}
+	return nil
+}
+
+func (r *Redirector) attachGuard(ns *linux.NetNS, ifindex int) (l link.Link, err error) {
+	err = ns.Do(func() (err error) {
+		l, err = link.AttachTCX(link.TCXOptions{Interface: ifindex, Program: r.guard, Attach: ebpf.AttachTCXEgress})
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("attach guard to interface %d: %w", ifindex, err)
+	}
+	return l, nil
+}
+
+func (t *target) guardPin(l podnet.Link) string {
+	return filepath.Join(t.dir, guardPrefix+strconv.Itoa(l.Index))
+}
+
+func checkGuard(pin string, ifindex int) error {
+	return withLink(pin, func(l link.Link) error {
+		info, err := l.Info()
+		if err != nil {
+			return err
+		}
+		if x := info.TCX(); x == nil || int(x.Ifindex) != ifindex {
+			return errors.New("detached")
+		}
+		return nil
+	})
+}
+
+func (r *Redirector) guardLinks(t *target) error {
+	for _, i := range t.links {
+		pin := t.guardPin(i)
+		if checkGuard(pin, i.Index) == nil {
+			if err := withLink(pin, func(l link.Link) error { return l.Update(r.guard) }); err != nil {
+				return fmt.Errorf("update guard of interface %q: %w", i.Name, err)
+			}
+			continue
+		}
+		l, err := r.attachGuard(t.NetNS, i.Index)
+		if err != nil {
+			return err
+		}
+		if err := replacePin(l, pin); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Unenroll implements redirect.Redirector.
+func (r *Redirector) Unenroll(_ context.Context, pod redirect.Pod) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := r.unenroll(pod); err != nil {
+		return fmt.Errorf("unenroll pod %q: %w", pod.UID, err)
+	}
+	return nil
+}
+
+func (r *Redirector) unenroll(pod redirect.Pod) error {
+	if err := pod.Validate(); err != nil {
+		return err
+	}
+	dir := filepath.Join(r.pods, pod.UID)
+	s, err := readState(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return r.forget(pod.UID, 0)
+	}
+	if err != nil {
+		return err
+	}
+	if err := r.release(s.NetnsCookie); err != nil {
+		return err
+	}
+	guards, err := filepath.Glob(filepath.Join(dir, guardPrefix+"*"))
+	if err != nil {
+		return err
+	}
+	for _, g := range guards {
+		if err := os.Remove(g); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	// Sockets that were marked a moment ago still have to be led to the proxy.
+	s.Mode = bpf.SteerModeDRAINING
+	if err := writeState(dir, s); err != nil {
+		return err
+	}
+	r.draining[pod.UID] = true
+	r.sweep()
+	return nil
+}
+
+// release takes a netns out of the node's maps.
+func (r *Redirector) release(cookie uint64) error {
+	if err := r.objects.Enrolled.Delete(cookie); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("remove from the map of enrolled pods: %w", err)
+	}
+	return r.probes.SetPod(cookie, nil)
+}
+
+// forget removes all that there is of a pod. The kernel detaches links that are
+// pinned no more.
+func (r *Redirector) forget(uid string, cookie uint64) error {
+	if cookie != 0 {
+		if err := r.release(cookie); err != nil {
+			return err
+		}
+	}
+	if err := os.RemoveAll(filepath.Join(r.pods, uid)); err != nil {
+		return err
+	}
+	delete(r.draining, uid)
+	return nil
+}
+
+// sweep forgets pods that were un-enrolled and whose listeners are closed, or
+// whose netns is gone. What fails is tried again with the next change.
+func (r *Redirector) sweep() {
+	for uid := range r.draining {
+		dir := filepath.Join(r.pods, uid)
+		if !gone(dir) && len(listeningIn(dir)) > 0 {
+			continue
+		}
+		if err := r.forget(uid, 0); err != nil {
+			r.cfg.Log.Warn("cannot remove capture of an un-enrolled pod", slog.String("pod", uid), slog.Any("error", err))
+		}
+	}
+}
+
+// findDraining looks for pods that an earlier agent un-enrolled.
+func (r *Redirector) findDraining() error {
+	entries, err := os.ReadDir(r.pods)
+	if err != nil {
+		return fmt.Errorf("list captured pods: %w", err)
+	}
+	for _, e := range entries {
+		if s, err := readState(filepath.Join(r.pods, e.Name())); err == nil && s.Mode != bpf.SteerModeCAPTURING {
+			r.draining[e.Name()] = true
+		}
+	}
+	r.sweep()
+	return nil
+}
+
+// Enrolled implements redirect.Redirector.
+func (r *Redirector) Enrolled(context.Context) ([]string, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	entries, err := os.ReadDir(r.pods)
+	if err != nil {
+		return nil, fmt.Errorf("list captured pods: %w", err)
+	}
+	var uids []string
+	for _, e := range entries {
+		dir := filepath.Join(r.pods, e.Name())
+		s, err := readState(dir)
+		switch {
+		case err == nil && s.Mode == bpf.SteerModeDRAINING:
+		case err != nil || gone(dir):
+			// Half made, or the netns went away while no agent ran.
+			if err := r.forget(e.Name(), s.NetnsCookie); err != nil {
+				return nil, fmt.Errorf("remove capture of pod %q that is gone: %w", e.Name(), err)
+			}
+		default:
+			uids = append(uids, e.Name())
+		}
+	}
+	r.sweep()
+	return uids, nil
+}
+
+// gone tells whether the pod's netns is; then its link knows no inode any more.
+func gone(dir string) bool {
+	dead := false
+	err := withLink(filepath.Join(dir, steerPin), func(l link.Link) error {
+		info, err := l.Info()
+		if err == nil && info.NetNs() != nil {
+			dead = info.NetNs().NetnsInode == 0
+		}
+		return err
+	})
+	return dead || errors.Is(err, os.ErrNotExist)
+}
+
+func listeningIn(dir string) []bpf.SteerRole {
+	m, err := ebpf.LoadPinnedMap(filepath.Join(dir, bpf.SteerMapListeners), nil)
+	if err != nil {
+		return nil
+	}
+	defer m.Close()
+	return listening(m)
+}
+
+func readState(dir string) (s bpf.SteerPod, err error) {
+	m, err := ebpf.LoadPinnedMap(filepath.Join(dir, bpf.SteerMapPodState), nil)
+	if err != nil {
+		return s, fmt.Errorf("open state: %w", err)
+	}
+	defer m.Close()
+	return s, m.Lookup(uint32(0), &s)
+}
+
+func writeState(dir string, s bpf.SteerPod) error {
+	m, err := ebpf.LoadPinnedMap(filepath.Join(dir, bpf.SteerMapPodState), nil)
+	if err != nil {
+		return fmt.Errorf("open state: %w", err)
+	}
+	defer m.Close()
+	if err := m.Put(uint32(0), s); err != nil {
+		return fmt.Errorf("write state: %w", err)
+	}
+	return nil
+}
