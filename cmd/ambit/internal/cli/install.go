@@ -53,7 +53,9 @@ func newInstall() *cobra.Command {
 			"  ambit install --set global.hub=registry.example.org/ambit --set istiod.replicaCount=2\n" +
 			"  ambit install -f mesh.yaml --dry-run",
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr()) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return o.run(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr())
+		},
 	}
 	o.register(cmd)
 	f := cmd.Flags()

@@ -39,7 +39,9 @@ func newUninstall() *cobra.Command {
 		Example: "  kubectl label namespace shop istio.io/dataplane-mode-\n" +
 			"  ambit uninstall",
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr()) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return o.run(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr())
+		},
 	}
 	o.register(cmd)
 	f := cmd.Flags()
