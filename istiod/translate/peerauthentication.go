@@ -107,7 +107,7 @@ func (m MTLS) exceptions() []uint16 {
 // then says everything, since a second DENY policy would take its exceptions back.
 func (m MTLS) PolicyNames(cfg Config) []string {
 	if len(m.exceptions()) > 0 {
-		return []string{m.Workload.Namespace + "/" + convertedPrefix + m.Workload.Name}
+		return []string{ConvertedName(m.Workload.Key)}
 	}
 	if m.strict() {
 		return []string{cfg.RootNamespace + "/" + StaticStrictName}
@@ -162,6 +162,9 @@ func StaticStrict(cfg Config) *security.Authorization {
 func anyPrincipal() []*security.StringMatch {
 	return []*security.StringMatch{{MatchType: &security.StringMatch_Presence{Presence: &emptypb.Empty{}}}}
 }
+
+// ConvertedName is the name on the wire of a PeerAuthentication's converted policy.
+func ConvertedName(k model.Key) string { return k.Namespace + "/" + convertedPrefix + k.Name }
 
 // PolicyName is a policy's name on the wire.
 func PolicyName(k model.Key) string { return fmt.Sprintf("%s/%s", k.Namespace, k.Name) }

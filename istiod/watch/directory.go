@@ -211,6 +211,7 @@ func (d *Directory) load(path string, h Handler) error {
 	now := &file{modified: st.ModTime(), size: st.Size(), objects: map[objectID]Event{}, raw: map[objectID]string{}}
 	for _, o := range objects {
 		if owner, taken := d.owner[o.id]; taken && owner != path {
+			old.modified = time.Time{} // look again, since the other file may let go of it
 			return fmt.Errorf("read file %q: document %d: %s %q is in file %q too", path, o.document, o.id.kind, o.id.key, owner)
 		}
 		if _, twice := now.objects[o.id]; twice {
