@@ -32,14 +32,18 @@ func confFiles(dir string) ([]string, error) {
 	return out, nil
 }
 
-// primary returns the first file that is a network configuration, which is the one that runtimes use.
-func primary(dir string) (path string, content []byte, err error) {
+// primary returns the first file that is a network configuration, which is the one that runtimes use; with a
+// name only that file, also after it has become a list.
+func primary(dir, name string) (path string, content []byte, err error) {
 	files, err := confFiles(dir)
 	if err != nil {
 		return "", nil, err
 	}
 	var skipped error
 	for _, f := range files {
+		if name != "" && filepath.Base(f) != name && filepath.Base(f) != listPath(name) {
+			continue
+		}
 		b, err := readBounded(f)
 		if err == nil {
 			err = checkKind(f, b)

@@ -27,6 +27,8 @@ const (
 type Config struct {
 	// Binary is the plugin in the agent's image; BinDir and ConfDir are the node's directories as the agent sees them.
 	Binary, BinDir, ConfDir string
+	// ConfName is the configuration file to join; empty means the one that the runtime uses, which is the first.
+	ConfName string
 	// Entry is our part of the network configuration, with paths as the node sees them.
 	Entry plugin.Config
 	// Report is told after each check: nil means that the plugin is in place.
@@ -56,7 +58,7 @@ func (in *Installer) Ensure() error {
 	if changed {
 		in.c.Log.Info("CNI plugin binary installed", "path", bin)
 	}
-	path, have, err := primary(in.c.ConfDir)
+	path, have, err := primary(in.c.ConfDir, in.c.ConfName)
 	if err != nil {
 		return err
 	}
