@@ -38,7 +38,7 @@ type entry[K comparable, V any] struct {
 // the bitmaps say which of the 32 slots each takes, in the order of the slots. A
 // node at maxShift ignores the bitmaps.
 type node[K comparable, V any] struct {
-	owner    *byte // the Editor that may change it in place; nil once published
+	owner    *byte // of the Editor that may change it in place, until that calls Map
 	entryMap uint32
 	childMap uint32
 	entries  []entry[K, V]

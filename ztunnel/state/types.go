@@ -1,14 +1,10 @@
-// Package state is what the node proxy knows of the mesh.
 package state
 
 import (
 	"fmt"
-	"log/slog"
 	"net/netip"
 
 	"github.com/ambit-mesh/ambit/internal/identity"
-	"github.com/ambit-mesh/ambit/internal/xds"
-	"github.com/ambit-mesh/ambit/ztunnel/policy"
 )
 
 // Protocol is how a workload accepts connections.
@@ -192,68 +188,3 @@ type Upstream struct {
 	Waypoint  bool
 	Reason    string // Refused only
 }
-
-// Config configures a Store.
-type Config struct {
-	Node      string
-	Network   string
-	ClusterID string
-	Log       *slog.Logger
-}
-
-// Store takes updates and publishes snapshots.
-type Store struct{ cfg Config }
-
-// NewStore makes an empty Store.
-func NewStore(cfg Config) *Store { return &Store{cfg: cfg} }
-
-// HandleAddress is the xds.Handler for ports.TypeAddress.
-func (s *Store) HandleAddress(u xds.Update) map[string]error { return nil }
-
-// HandleAuthorization is the xds.Handler for ports.TypeAuthorization.
-func (s *Store) HandleAuthorization(u xds.Update) map[string]error { return nil }
-
-// LoadFile replaces the state by the content of a YAML file.
-func (s *Store) LoadFile(path string) error { return nil }
-
-// Snapshot is the newest state. It never blocks.
-func (s *Store) Snapshot() *Snapshot { return nil }
-
-// Changed is closed when a newer snapshot exists than the one that Snapshot gave
-// before the call... call Changed before Snapshot to miss nothing.
-func (s *Store) Changed() <-chan struct{} { return nil }
-
-// Snapshot is an immutable view of the mesh.
-type Snapshot struct{}
-
-// WorkloadByIP finds the workload at ip; among several that share it (host
-// network) it prefers one on this node, then the first by UID.
-func (v *Snapshot) WorkloadByIP(network string, ip netip.Addr) *Workload { return nil }
-
-// WorkloadByUID finds a workload.
-func (v *Snapshot) WorkloadByUID(uid string) *Workload { return nil }
-
-// WorkloadByName finds the workload of a pod on this node. An empty service
-// account matches any.
-func (v *Snapshot) WorkloadByName(namespace, name, serviceAccount string) *Workload { return nil }
-
-// ServiceByVIP finds the service at ip that a client in namespace ns sees best.
-func (v *Snapshot) ServiceByVIP(network string, ip netip.Addr, ns string) *Service { return nil }
-
-// ServiceByHostname finds the service that a client in namespace ns sees best.
-func (v *Snapshot) ServiceByHostname(hostname, ns string) *Service { return nil }
-
-// Workloads calls f for each workload until it returns false.
-func (v *Snapshot) Workloads(f func(*Workload) bool) {}
-
-// Services calls f for each service until it returns false.
-func (v *Snapshot) Services(f func(*Service) bool) {}
-
-// Resolve says where a connection of src to dst goes. It returns an error only if
-// src is nil; a destination that cannot be reached is an Upstream of kind Refused.
-func (v *Snapshot) Resolve(src *Workload, dst netip.AddrPort) (Upstream, error) {
-	return Upstream{}, nil
-}
-
-// Policies are the policies that apply to connections to dst.
-func (v *Snapshot) Policies(dst *Workload) policy.Set { return policy.Set{} }
