@@ -117,7 +117,6 @@ func New(c Config, d Deps) *Agent {
 		c: c, log: d.Log, kube: d.Kube, redirect: d.Redirector, events: d.Events, metrics: d.Metrics, synced: d.Synced,
 		rules:   Rules{ExcludeNamespaces: c.excluded()},
 		proxies: newProxies(d.Log.With("scope", "zds")),
-		finder:  &finder{hostProc: c.HostProc, netnsDir: c.NetNSDir},
 		queue: workqueue.NewTypedRateLimitingQueue(
 			workqueue.NewTypedItemExponentialFailureRateLimiter[string](firstRetry, lastRetry)),
 		ready:   make(chan struct{}),
@@ -134,6 +133,11 @@ func New(c Config, d Deps) *Agent {
 // Run works until ctx ends. It leaves capture in place and closes its copies of the pods' sockets: ztunnel has its own.
 func (a *Agent) Run(ctx context.Context) error {
 	a.started = time.Now()
+	f, err := newFinder(a.c.HostProc, a.c.NetNSDir)
+	if err != nil {
+		return err
+	}
+	a.finder = f
 	left, err := a.redirect.Enrolled(ctx)
 	if err != nil {
 		return fmt.Errorf("find captured pods: %w", err)

@@ -3,6 +3,7 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"os"
@@ -36,10 +37,33 @@ var (
 type finder struct {
 	// hostProc is the node's /proc; netnsDir is the node's /var/run/netns as this process sees them.
 	hostProc, netnsDir string
+	// host are the inodes of the node's own namespace.
+	host []uint64
 
 	mu      sync.Mutex
 	scanned time.Time
 	pids    map[string][]int // by the UIDs in a process's cgroup path
+}
+
+// newFinder also learns which namespace is the node's: that of the node's first process, and this process's own.
+// The agent is on the node's network, so they are the same, and the first process may be hidden where nodes are
+// containers themselves.
+func newFinder(hostProc, netnsDir string) (*finder, error) {
+	f := &finder{hostProc: hostProc, netnsDir: netnsDir}
+	own, err := linux.CurrentNetNS()
+	if err != nil {
+		return nil, fmt.Errorf("find the node's network namespace: %w", err)
+	}
+	f.host = append(f.host, own.Inode())
+	first, err := linux.OpenNetNS(filepath.Join(hostProc, "1", "ns", "net"))
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return f, own.Close()
+	case err != nil:
+		return nil, fmt.Errorf("find the node's network namespace: %w", errors.Join(err, own.Close()))
+	}
+	f.host = append(f.host, first.Inode())
+	return f, errors.Join(own.Close(), first.Close())
 }
 
 // byPath opens the namespace that the runtime named when it started the pod; the path is the node's.
@@ -212,20 +236,10 @@ func isUID(s string) bool {
 	return strings.Trim(s, "0123456789abcdefABCDEF-") == ""
 }
 
-// refuseHost refuses the namespaces of the node's first process and of this one.
+// refuseHost refuses the node's own namespace.
 func (f *finder) refuseHost(n *linux.NetNS) error {
-	for _, path := range []string{filepath.Join(f.hostProc, "1", "ns", "net"), "/proc/self/ns/net"} {
-		host, err := linux.OpenNetNS(path)
-		if err != nil {
-			return fmt.Errorf("find the node's network namespace: %w", err)
-		}
-		same := host.Inode() == n.Inode()
-		if err := host.Close(); err != nil {
-			return err
-		}
-		if same {
-			return errHostNetNS
-		}
+	if slices.Contains(f.host, n.Inode()) {
+		return errHostNetNS
 	}
 	return nil
 }
