@@ -35,18 +35,13 @@ import (
 	"net/netip"
 	"time"
 
-	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
-	"google.golang.org/protobuf/types/known/structpb"
 
-	"github.com/ambit-mesh/ambit/api/ports"
 	"github.com/ambit-mesh/ambit/internal/hbone"
 	"github.com/ambit-mesh/ambit/internal/identity"
-	"github.com/ambit-mesh/ambit/internal/identity/ca"
 	"github.com/ambit-mesh/ambit/internal/linux"
 	"github.com/ambit-mesh/ambit/internal/telemetry"
-	"github.com/ambit-mesh/ambit/internal/xds"
 	"github.com/ambit-mesh/ambit/ztunnel/admin"
 	"github.com/ambit-mesh/ambit/ztunnel/capture"
 	"github.com/ambit-mesh/ambit/ztunnel/proxy"
@@ -174,80 +169,6 @@ func (a *app) startTelemetry(ctx context.Context, g *errgroup.Group) error {
 		g.Go(func() error { return server.Run(ctx) })
 	}
 	return nil
-}
-
-// signer is istiod's CA or the development one.
-func (a *app) signer() (identity.Signer, error) {
-	if a.cfg.CADirectory != "" {
-		return ca.Directory(a.cfg.CADirectory)
-	}
-	c, err := ca.New(ca.Config{
-		Address: a.cfg.CAAddress, RootFile: a.cfg.CARoot, TokenFile: a.cfg.TokenFile, ClusterID: a.cfg.ClusterID,
-		Log: a.logging.Logger("ca"),
-	})
-	if err != nil {
-		return nil, err
-	}
-	a.closers = append(a.closers, func() {
-		if err := c.Close(); err != nil {
-			a.log.Warn("close CA client", telemetry.FieldError, err)
-		}
-	})
-	return c, nil
-}
-
-// startState loads the file or connects to istiod.
-func (a *app) startState(ctx context.Context, g *errgroup.Group) error {
-	condition := a.ready.Condition("state")
-	if a.cfg.LocalXDS != "" {
-		if err := a.store.LoadFile(a.cfg.LocalXDS); err != nil {
-			return err
-		}
-		condition.Set(nil)
-		close(a.synced)
-		return nil
-	}
-	condition.Set(fmt.Errorf("no complete answer from %q yet", a.cfg.XDSAddress))
-	node, err := a.cfg.node()
-	if err != nil {
-		return err
-	}
-	client, err := xds.New(xds.Config{
-		Address: a.cfg.XDSAddress, RootFile: a.cfg.XDSRoot, TokenFile: a.cfg.TokenFile, ClusterID: a.cfg.ClusterID, Node: node,
-		Types: map[string]xds.Handler{
-			ports.TypeAddress: a.store.HandleAddress, ports.TypeAuthorization: a.store.HandleAuthorization,
-		},
-		Log: a.logging.Logger("xds"), Hooks: xds.Hooks{Connected: a.metrics.xdsConnected, Handled: a.metrics.xdsHandled},
-	})
-	if err != nil {
-		return err
-	}
-	g.Go(func() error { return client.Run(ctx) })
-	g.Go(func() error {
-		select {
-		case <-client.Ready():
-			condition.Set(nil)
-			close(a.synced)
-		case <-ctx.Done():
-		}
-		return nil
-	})
-	return nil
-}
-
-// node is what istiod is told of us.
-func (c Config) node() (*core.Node, error) {
-	meta, err := structpb.NewStruct(map[string]interface{}{
-		"NAME": c.PodName, "NAMESPACE": c.PodNamespace, "INSTANCE_IPS": c.InstanceIP, "NODE_NAME": c.NodeName,
-		"SERVICE_ACCOUNT": c.ServiceAccount, "CLUSTER_ID": c.ClusterID, "NETWORK": c.Network,
-	})
-	if err != nil {
-		return nil, fmt.Errorf("describe node: %w", err)
-	}
-	return &core.Node{
-		Id:       fmt.Sprintf("ztunnel~%s~%s.%s~%s.svc.cluster.local", c.InstanceIP, c.PodName, c.PodNamespace, c.PodNamespace),
-		Metadata: meta,
-	}, nil
 }
 
 func (a *app) startCertificates(ctx context.Context, g *errgroup.Group) error {

@@ -92,7 +92,7 @@ type dump struct {
 	Config       any               `json:"config"`
 	Workloads    []workload        `json:"workloads"`
 	Services     []service         `json:"services"`
-	Policies     []string          `json:"policies"`
+	Policies     []json.RawMessage `json:"policies"`
 	Certificates []certificate     `json:"certificates"`
 	Pods         []capture.PodInfo `json:"workloadState"`
 }

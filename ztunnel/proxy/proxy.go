@@ -66,9 +66,14 @@ func New(cfg Config) *Proxy {
 func (p *Proxy) Run(ctx context.Context) error {
 	sampler := time.NewTicker(sampleEvery)
 	defer sampler.Stop()
+	var judged uint64
 	for {
 		changed := p.cfg.State.Changed()
-		p.recheck(p.cfg.State.Snapshot())
+		// Most changes are of workloads elsewhere, on which no verdict here depends.
+		if snap := p.cfg.State.Snapshot(); snap.PolicyGeneration != judged {
+			p.recheck(snap)
+			judged = snap.PolicyGeneration
+		}
 		if !p.wait(ctx, changed, sampler.C) {
 			return nil
 		}
