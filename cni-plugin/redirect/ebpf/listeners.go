@@ -14,13 +14,14 @@ import (
 	"github.com/ambit-mesh/ambit/internal/linux"
 )
 
-// The listeners are bound to addresses that nobody can reach, each with a port
+// The listeners are bound to an address that nobody can reach, each with a port
 // that the kernel chooses: lookup gives them connections regardless of what they
-// are bound to, and so they take no port of the app's, and the app can't call
-// them and make the proxy call itself. A dual-stack socket serves both families.
+// are bound to. So they take no port of the app's, and the app can't call them
+// and make the proxy call itself. It is the dummy address of RFC 7600, as
+// v4-mapped v6: a socket bound to any other v6 address would refuse v4.
 const (
-	listenV6 = "100::a4b1" // in the discard-only prefix, RFC 6666
-	listenV4 = "192.0.0.8" // the dummy address, RFC 7600; for kernels without IPv6
+	listenMapped = "::ffff:192.0.0.8"
+	listenV4     = "192.0.0.8" // for kernels without IPv6
 )
 
 // OpenListeners implements redirect.Redirector.
@@ -35,7 +36,7 @@ func (r *Redirector) OpenListeners(pod redirect.Pod) (redirect.Listeners, error)
 func openListeners(ns *linux.NetNS) (ls redirect.Listeners, err error) {
 	for _, f := range []**os.File{&ls.Outbound, &ls.InboundPlaintext, &ls.InboundHBONE} {
 		// No mark: what a listener accepts gets the mark of the connection's first packet.
-		o := linux.ListenOptions{Addr: netip.AddrPortFrom(netip.MustParseAddr(listenV6), 0), Transparent: true, DualStack: true}
+		o := linux.ListenOptions{Addr: netip.AddrPortFrom(netip.MustParseAddr(listenMapped), 0), Transparent: true, DualStack: true}
 		*f, err = ns.Listen(o)
 		if errors.Is(err, unix.EAFNOSUPPORT) {
 			o.Addr = netip.AddrPortFrom(netip.MustParseAddr(listenV4), 0)

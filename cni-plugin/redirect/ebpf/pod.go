@@ -13,6 +13,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 
 	"github.com/ambit-mesh/ambit/api/ports"
 	"github.com/ambit-mesh/ambit/bpf"
@@ -189,8 +190,8 @@ func checkSteer(pin string, ns *linux.NetNS) error {
 // replacePin pins l at path and closes it, also when there is an error.
 func replacePin(l link.Link, path string) error {
 	defer l.Close()
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("replace link %q: %w", path, err)
+	if err := detach(path); err != nil {
+		return err
 	}
 	if err := l.Pin(path); err != nil {
 		return fmt.Errorf("pin link %q: %w", path, err)
@@ -276,7 +277,7 @@ func (r *Redirector) unenroll(pod redirect.Pod) error {
 		return err
 	}
 	for _, g := range guards {
-		if err := os.Remove(g); err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err := detach(g); err != nil {
 			return err
 		}
 	}
@@ -298,15 +299,43 @@ func (r *Redirector) release(cookie uint64) error {
 	return r.probes.SetPod(cookie, nil)
 }
 
-// forget removes all that there is of a pod. The kernel detaches links that are
-// pinned no more.
+// detach ends a pinned link at once; merely removed, it would go some time later
+// and be in the way of its successor.
+func detach(pin string) error {
+	err := withLink(pin, func(l link.Link) error {
+		err := l.Detach()
+		if errors.Is(err, unix.ENOLINK) { // its interface or netns is gone
+			return nil
+		}
+		return err
+	})
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("detach link %q: %w", pin, err)
+	}
+	if err := os.Remove(pin); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// forget removes all that there is of a pod.
 func (r *Redirector) forget(uid string, cookie uint64) error {
 	if cookie != 0 {
 		if err := r.release(cookie); err != nil {
 			return err
 		}
 	}
-	if err := os.RemoveAll(filepath.Join(r.pods, uid)); err != nil {
+	dir := filepath.Join(r.pods, uid)
+	links, err := filepath.Glob(filepath.Join(dir, guardPrefix+"*"))
+	if err != nil {
+		return err
+	}
+	for _, pin := range append(links, filepath.Join(dir, steerPin)) {
+		if err := detach(pin); err != nil {
+			return err
+		}
+	}
+	if err := os.RemoveAll(dir); err != nil {
 		return err
 	}
 	delete(r.draining, uid)

@@ -1,0 +1,138 @@
+package capture
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/ambit-mesh/ambit/internal/linux"
+)
+
+// node is a namespace that routes between its pods.
+type node struct {
+	ns   *linux.NetNS
+	pods int
+}
+
+// pod is a namespace behind a veth pair: 10.66.<n>.2 and fd66:<n>::2, the node
+// at .1 and ::1.
+type pod struct {
+	ns       *linux.NetNS
+	v4, v6   netip.Addr
+	gateway4 netip.Addr
+	gateway6 netip.Addr
+}
+
+func (p pod) addr(v6 bool) netip.Addr {
+	if v6 {
+		return p.v6
+	}
+	return p.v4
+}
+
+func (p pod) gateway(v6 bool) netip.Addr {
+	if v6 {
+		return p.gateway6
+	}
+	return p.gateway4
+}
+
+func newNetNS(t *testing.T) *linux.NetNS {
+	t.Helper()
+	ns, err := linux.NewNetNS()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ns.Close() })
+	withNetlink(t, ns, func(h *netlink.Handle) error {
+		lo, err := h.LinkByName("lo")
+		if err != nil {
+			return err
+		}
+		return h.LinkSetUp(lo)
+	})
+	return ns
+}
+
+func withNetlink(t *testing.T, ns *linux.NetNS, fn func(*netlink.Handle) error) {
+	t.Helper()
+	var h *netlink.Handle
+	err := ns.Do(func() (err error) {
+		h, err = netlink.NewHandle(unix.NETLINK_ROUTE)
+		return err
+	})
+	if err == nil {
+		defer h.Close()
+		err = fn(h)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func newNode(t *testing.T) *node {
+	t.Helper()
+	n := &node{ns: newNetNS(t)}
+	for _, s := range []string{"ipv4/ip_forward", "ipv6/conf/all/forwarding"} {
+		if err := n.ns.SetSysctl(s, "1"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return n
+}
+
+func (n *node) newPod(t *testing.T) pod {
+	t.Helper()
+	n.pods++
+	i := n.pods
+	p := pod{
+		ns:       newNetNS(t),
+		v4:       netip.AddrFrom4([4]byte{10, 66, byte(i), 2}),
+		v6:       netip.MustParseAddr(fmt.Sprintf("fd66:%d::2", i)),
+		gateway4: netip.AddrFrom4([4]byte{10, 66, byte(i), 1}),
+		gateway6: netip.MustParseAddr(fmt.Sprintf("fd66:%d::1", i)),
+	}
+	// As strict as a distribution may make it.
+	if err := p.ns.SetSysctl("ipv4/conf/all/rp_filter", "1"); err != nil {
+		t.Fatal(err)
+	}
+	host := fmt.Sprintf("veth%d", i)
+	withNetlink(t, n.ns, func(h *netlink.Handle) error {
+		return h.LinkAdd(&netlink.Veth{
+			LinkAttrs:     netlink.LinkAttrs{Name: host},
+			PeerName:      "eth0",
+			PeerNamespace: netlink.NsFd(p.ns.Fd()),
+		})
+	})
+	withNetlink(t, n.ns, func(h *netlink.Handle) error { return configure(h, host, p.gateway4, p.gateway6) })
+	withNetlink(t, p.ns, func(h *netlink.Handle) error {
+		if err := configure(h, "eth0", p.v4, p.v6); err != nil {
+			return err
+		}
+		for _, gw := range []netip.Addr{p.gateway4, p.gateway6} {
+			if err := h.RouteAdd(&netlink.Route{Gw: gw.AsSlice()}); err != nil {
+				return fmt.Errorf("add route by %s: %w", gw, err)
+			}
+		}
+		return nil
+	})
+	return p
+}
+
+func configure(h *netlink.Handle, name string, v4, v6 netip.Addr) error {
+	l, err := h.LinkByName(name)
+	if err != nil {
+		return err
+	}
+	if err := h.AddrAdd(l, &netlink.Addr{IPNet: &net.IPNet{IP: v4.AsSlice(), Mask: net.CIDRMask(24, 32)}}); err != nil {
+		return err
+	}
+	if err := h.AddrAdd(l, &netlink.Addr{IPNet: &net.IPNet{IP: v6.AsSlice(), Mask: net.CIDRMask(64, 128)}, Flags: unix.IFA_F_NODAD}); err != nil {
+		return err
+	}
+	return h.LinkSetUp(l)
+}
