@@ -22,6 +22,8 @@ const (
 	// StreamsPerLoad and LoadReplicas make 20 long-lived streams inside the shop's namespace.
 	StreamsPerLoad = 10
 	LoadReplicas   = 2
+	// OutsideStreams is the same per load generator outside.
+	OutsideStreams = 2
 
 	servicePort = 8080
 	echoPort    = 9000
@@ -52,7 +54,7 @@ func shopManifest(hub, tag string) (string, error) {
 	}
 	list = append(list, deployment{Name: "echo", Namespace: Namespace, Image: tools, Replicas: 2,
 		Args: flow("echo"), Probe: "{tcpSocket: {port: 9000}, periodSeconds: 1}", Protocol: "tcp", Port: echoPort, ServicePort: echoPort})
-	list = append(list, loadDeployment(Namespace, tools, insideRate, StreamsPerLoad), loadDeployment(Outside, tools, outsideRate, 2))
+	list = append(list, loadDeployment(Namespace, tools, insideRate, StreamsPerLoad), loadDeployment(Outside, tools, outsideRate, OutsideStreams))
 
 	t, err := template.New("shop").Option("missingkey=error").Parse(shopTemplate)
 	if err != nil {
