@@ -40,7 +40,8 @@ const (
 	Stream Kind = 'S'
 	// HTTP sends one GET after the other on each connection; the unit is requests.
 	HTTP Kind = 'G'
-	// Conns opens a connection, sends one GET, reads the answer and closes; the unit is connections.
+	// Conns opens a connection, sends one GET, reads the answer to its end and closes; the unit is connections.
+	// The server closes first, so that the client's ports do not wait in TIME_WAIT.
 	Conns Kind = 'C'
 )
 
@@ -205,13 +206,24 @@ func connectEach(ctx context.Context, addr string, w *worker) error {
 		if err != nil {
 			return ended(ctx, err)
 		}
-		err = ask(c, answer)
+		if err = ask(c, answer); err == nil {
+			err = atEnd(c)
+		}
 		done()
 		if err != nil {
 			return ended(ctx, err)
 		}
 		w.units++
 		w.latencies = append(w.latencies, time.Since(start))
+	}
+	return nil
+}
+
+// atEnd waits for the server's end of the connection.
+func atEnd(c net.Conn) error {
+	var b [1]byte
+	if _, err := c.Read(b[:]); err != io.EOF {
+		return fmt.Errorf("read after the answer: %w", err)
 	}
 	return nil
 }
@@ -258,7 +270,7 @@ func serve(c net.Conn) {
 		if _, err := io.ReadFull(r, ask); err != nil {
 			return
 		}
-		if _, err := c.Write(response); err != nil {
+		if _, err := c.Write(response); err != nil || Kind(kind[0]) == Conns {
 			return
 		}
 	}
