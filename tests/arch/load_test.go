@@ -10,7 +10,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -55,10 +57,35 @@ func goList(t *testing.T, args ...string) []pkg {
 // root is the repository's root, from here.
 const root = "../.."
 
+// loaded remembers the module, since every test looks at all of it.
+var loaded struct {
+	sync.Once
+	packages []pkg
+	files    []file
+}
+
 // ours returns all packages of the module.
 func ours(t *testing.T) []pkg {
 	t.Helper()
-	return goList(t, "./...")
+	load(t)
+	return loaded.packages
+}
+
+// files returns all parsed Go files of the module, tests among them.
+func files(t *testing.T) []file {
+	t.Helper()
+	load(t)
+	return loaded.files
+}
+
+func load(t *testing.T) {
+	t.Helper()
+	loaded.Do(func() {
+		all := goList(t, "./...")
+		// Build output lies in ignored folders, which the go command does not know.
+		loaded.packages = slices.DeleteFunc(all, func(p pkg) bool { return matchesAny([]string{"bin/...", "out/..."}, p.path()) })
+		loaded.files = parse(t, loaded.packages)
+	})
 }
 
 // file is one parsed Go file of ours.
@@ -73,15 +100,14 @@ type file struct {
 
 func (f file) line(p token.Pos) int { return f.fset.Position(p).Line }
 
-// files parses all Go files of the module, tests among them.
-func files(t *testing.T) []file {
+func parse(t *testing.T, packages []pkg) []file {
 	t.Helper()
 	abs, err := filepath.Abs(root)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var all []file
-	for _, p := range ours(t) {
+	for _, p := range packages {
 		add := func(names []string, test bool) {
 			for _, name := range names {
 				full := filepath.Join(p.Dir, name)
