@@ -46,6 +46,8 @@ func (f *fileString) UnmarshalYAML(n *yaml.Node) error {
 		kind, value = n.Content[0].Value, n.Content[1]
 	case len(n.Tag) > 1 && n.Tag[0] == '!' && n.Tag[1] != '!':
 		kind = n.Tag[1:]
+	case n.Kind == yaml.ScalarNode && n.Value == "Presence":
+		kind = n.Value
 	}
 	m := &security.StringMatch{}
 	switch kind {
@@ -82,6 +84,9 @@ func (f *fileMatch) message() *security.Match {
 
 func fileStrings(in []fileString) (out []*security.StringMatch) {
 	for _, s := range in {
+		if s.match == nil { // a null: kept, so that it fails closed
+			s.match = &security.StringMatch{}
+		}
 		out = append(out, s.match)
 	}
 	return out
