@@ -2,6 +2,7 @@ package push
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"sort"
 	"sync"
@@ -236,28 +237,37 @@ func (c *Cache) Get(typeURL, name string) *Resource {
 	return c.types[typeURL].get(name)
 }
 
-// Resolve returns all resources that a name stands for, ordered by name.
-func (c *Cache) Resolve(typeURL, name string) []*Resource {
+// Expand returns all that a name stands for, ordered by name: what has the name,
+// alias or key, and what has the name of any of those as a key, as the endpoints
+// of a service that was asked for by address.
+func (c *Cache) Expand(typeURL, name string) []*Resource {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
-	b := c.types[typeURL].index[name]
+	col := c.types[typeURL]
+	found := map[string]*Resource{}
+	col.index[name].each(func(r *Resource) {
+		found[r.Name] = r
+		if r.Name != name {
+			col.index[r.Name].each(func(r *Resource) { found[r.Name] = r })
+		}
+	})
+	out := make([]*Resource, 0, len(found))
+	for _, n := range slices.Sorted(maps.Keys(found)) {
+		out = append(out, found[n])
+	}
+	return out
+}
+
+func (b *bucket) each(f func(*Resource)) {
 	if b == nil {
-		return nil
+		return
 	}
 	if b.one != nil {
-		return []*Resource{b.one}
+		f(b.one)
 	}
-	out := make([]*Resource, 0, len(b.many))
 	for _, r := range b.many {
-		out = append(out, r)
+		f(r)
 	}
-	slices.SortFunc(out, func(a, b *Resource) int {
-		if a.Name < b.Name {
-			return -1
-		}
-		return 1
-	})
-	return out
 }
 
 // All returns every resource of a type, ordered by name.

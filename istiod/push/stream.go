@@ -335,7 +335,7 @@ func (st *stream) answerPending(w *watch, out *response) {
 	for len(w.pending) > 0 && out.bytes < maxChunk {
 		name := w.pending[0]
 		w.pending = w.pending[1:]
-		found := st.srv.cache.Resolve(stored(w.typeURL), name)
+		found := st.srv.cache.Expand(stored(w.typeURL), name)
 		if len(found) == 0 && !w.implied[name] {
 			out.removed = append(out.removed, name)
 		}

@@ -134,7 +134,8 @@ func (w *watch) wants(e *entry) bool {
 	if e.res == nil {
 		return w.sent[e.name] || w.asked[e.name]
 	}
-	return w.sent[e.name] || e.res.anyName(func(n string) bool { return w.asked[n] || w.implied[n] })
+	// Sent names count too: who got a service by its address gets its new endpoints.
+	return e.res.anyName(func(n string) bool { return w.asked[n] || w.sent[n] || w.implied[n] })
 }
 
 // ack takes a response, and all before it, out of those in flight.
