@@ -92,7 +92,7 @@ func (r *Redirector) OriginalDestination() zds.OriginalDestination {
 }
 
 // AppMark implements redirect.Redirector.
-func (r *Redirector) AppMark() uint32 { return ports.MarkProxy }
+func (r *Redirector) AppMark() uint32 { return ports.MarkApp }
 
 // Degraded implements redirect.Redirector.
 func (r *Redirector) Degraded() error {
@@ -168,7 +168,8 @@ func (r *Redirector) inspect(pod redirect.Pod) (cookie uint64, ips []netip.Addr,
 }
 
 func setup(pod redirect.Pod, ips []netip.Addr) podnet.Setup {
-	return podnet.Setup{Sources: podnet.Sources(pod.IPs, ips), Marks: []uint32{ports.MarkCapture}}
+	// MarkApp, too: a connection that is bound to lo finds no other route to the pod's own address.
+	return podnet.Setup{Sources: podnet.Sources(pod.IPs, ips), Marks: []uint32{ports.MarkCapture, ports.MarkApp}}
 }
 
 // Enroll implements redirect.Redirector.

@@ -41,7 +41,7 @@ type chain struct {
 // ruleset is what an enrolled pod has. In nft's words:
 //
 //	chain mark { type filter hook prerouting priority -150;
-//	  meta mark & 0xfff == 0x539 ct mark set ct mark & 0xfffff000 | 0x111 }
+//	  meta mark & 0xfff == 0x53a ct mark set ct mark & 0xfffff000 | 0x111 }
 //	chain route { type route hook output priority -150;
 //	  ct mark & 0xfff == 0x111 meta mark set meta mark & 0xfffff000 | 0x111 }
 //	chain inbound { type nat hook prerouting priority -100;
@@ -55,7 +55,7 @@ type chain struct {
 func ruleset(probes []netip.Addr) []chain {
 	mark := chain{name: "mark", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting, priority: priorityMark}
 	mark.rules = [][]expr.Any{slices.Concat(
-		markIs(loadMark(), expr.CmpOpEq, ports.MarkProxy),
+		markIs(loadMark(), expr.CmpOpEq, ports.MarkApp),
 		replaceMark(&expr.Ct{Key: expr.CtKeyMARK, Register: 1}, &expr.Ct{Key: expr.CtKeyMARK, Register: 1, SourceRegister: true}),
 	)}
 	route := chain{name: "route", kind: nftables.ChainTypeRoute, hook: nftables.ChainHookOutput, priority: priorityMark}

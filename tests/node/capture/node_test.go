@@ -48,6 +48,8 @@ func newNetNS(t *testing.T) *linux.NetNS {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { ns.Close() })
+	// Link-local addresses are usable at once, as they are in a pod some seconds after it started.
+	sysctls(t, ns, map[string]string{"ipv6/conf/default/accept_dad": "0"})
 	withNetlink(t, ns, func(h *netlink.Handle) error {
 		lo, err := h.LinkByName("lo")
 		if err != nil {
@@ -56,6 +58,15 @@ func newNetNS(t *testing.T) *linux.NetNS {
 		return h.LinkSetUp(lo)
 	})
 	return ns
+}
+
+func sysctls(t *testing.T, ns *linux.NetNS, values map[string]string) {
+	t.Helper()
+	for name, v := range values {
+		if err := ns.SetSysctl(name, v); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 func withNetlink(t *testing.T, ns *linux.NetNS, fn func(*netlink.Handle) error) {
@@ -77,11 +88,7 @@ func withNetlink(t *testing.T, ns *linux.NetNS, fn func(*netlink.Handle) error) 
 func newNode(t *testing.T) *node {
 	t.Helper()
 	n := &node{ns: newNetNS(t)}
-	for _, s := range []string{"ipv4/ip_forward", "ipv6/conf/all/forwarding"} {
-		if err := n.ns.SetSysctl(s, "1"); err != nil {
-			t.Fatal(err)
-		}
-	}
+	sysctls(t, n.ns, map[string]string{"ipv4/ip_forward": "1", "ipv6/conf/all/forwarding": "1"})
 	return n
 }
 
@@ -97,9 +104,7 @@ func (n *node) newPod(t *testing.T) pod {
 		gateway6: netip.MustParseAddr(fmt.Sprintf("fd66:%d::1", i)),
 	}
 	// As strict as a distribution may make it.
-	if err := p.ns.SetSysctl("ipv4/conf/all/rp_filter", "1"); err != nil {
-		t.Fatal(err)
-	}
+	sysctls(t, p.ns, map[string]string{"ipv4/conf/all/rp_filter": "1"})
 	host := fmt.Sprintf("veth%d", i)
 	withNetlink(t, n.ns, func(h *netlink.Handle) error {
 		return h.LinkAdd(&netlink.Veth{
