@@ -72,7 +72,7 @@ func (pod *Pod) serveTunnelRequest(ctx context.Context, r *hbone.Request) {
 		return
 	}
 	// The client's request is what goes out of the stream to the app.
-	f.carry(stream.Bytes, func() { stream.Reset(hbone.CodeCancel) })
+	f.carry(stream.Bytes, func() { stream.Reset(cutCode) })
 	if _, err := stream.Splice(app); !orderly(err) {
 		f.fail(flagOf(err), fmt.Errorf("carry connection: %w", err))
 	}

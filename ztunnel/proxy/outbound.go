@@ -22,6 +22,10 @@ var (
 	errDeniedPeer = errors.New("the destination's policy denied the connection")
 )
 
+// cutCode ends the stream of a connection that the proxy cuts. Peers take CANCEL
+// for an orderly end; this one resets the app on the other side (RFC 9113, section 8.5).
+const cutCode = hbone.CodeConnect
+
 // serveOutbound serves a connection that the pod's app opened.
 func (pod *Pod) serveOutbound(ctx context.Context, c *net.TCPConn) {
 	f := pod.newFlow(telemetry.ReporterSource, remoteAddr(c), pod.originalDst(c))
@@ -104,7 +108,7 @@ func (pod *Pod) toTunnel(ctx context.Context, f *flow, c *net.TCPConn, own *stat
 	}
 	// The client's request is what goes from its app into the stream.
 	f.carry(func() (uint64, uint64) { toApp, fromApp := stream.Bytes(); return fromApp, toApp },
-		func() { stream.Reset(hbone.CodeCancel) })
+		func() { stream.Reset(cutCode) })
 	if _, err := stream.Splice(c); !orderly(err) {
 		f.fail(flagOf(err), fmt.Errorf("carry connection: %w", err))
 	}

@@ -271,6 +271,7 @@ func TestNothingIsLeftOfConnectionsAndPods(t *testing.T) {
 		return err == nil && conns == "[]\n"
 	}
 	eventually(t, "no connection is left", idle)
+	eventually(t, "pipes of spliced connections are collected", func() bool { p.collect(); return p.fds() < 50 })
 	fds, routines := p.fds(), p.goroutines()
 	for range 5 {
 		warm()
@@ -280,6 +281,7 @@ func TestNothingIsLeftOfConnectionsAndPods(t *testing.T) {
 		m.nodes[1].agent.unenrol(d)
 	}
 	eventually(t, "descriptors and goroutines are as many as before", func() bool {
+		p.collect()
 		return idle() && p.fds() <= fds && p.goroutines() <= routines
 	})
 	// A namespace that nobody needs is let go.

@@ -200,6 +200,14 @@ func (p *process) metric(name string, labels ...string) float64 {
 	return sum
 }
 
+// collect runs the garbage collector, which also closes the pipes that the
+// runtime keeps for the next spliced connection.
+func (p *process) collect() {
+	if _, _, err := p.http(http.MethodGet, p.port, "/debug/pprof/heap?gc=1&debug=1"); err != nil {
+		p.n.m.t.Fatal(err)
+	}
+}
+
 // fds counts open file descriptors.
 func (p *process) fds() int {
 	e, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", p.cmd.Process.Pid))
