@@ -63,7 +63,7 @@ func newWorld(t testing.TB, cfg push.Config) *world {
 		_ = w.conn.Close()
 		w.server.Close()
 		g.Stop()
-		if err := <-served; err != nil {
+		if err := <-served; err != nil && !errors.Is(err, grpc.ErrServerStopped) {
 			t.Errorf("serve: %v", err)
 		}
 		cancel()
