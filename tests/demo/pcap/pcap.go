@@ -16,6 +16,7 @@ import (
 // Packet is one TCP packet.
 type Packet struct {
 	Src, Dst netip.AddrPort
+	// SYN is set on the first packet of a connection only, not on the answer to it.
 	SYN, RST bool
 	// Length is that of the TCP payload on the wire; Payload is what of it was captured.
 	Length  int
@@ -101,7 +102,7 @@ func parseIPv4(ip []byte) (Packet, bool) {
 	p := Packet{
 		Src:    netip.AddrPortFrom(address(12), binary.BigEndian.Uint16(tcp)),
 		Dst:    netip.AddrPortFrom(address(16), binary.BigEndian.Uint16(tcp[2:])),
-		SYN:    tcp[13]&2 != 0,
+		SYN:    tcp[13]&2 != 0 && tcp[13]&16 == 0,
 		RST:    tcp[13]&4 != 0,
 		Length: total - header - offset,
 	}

@@ -26,28 +26,13 @@ const (
 
 func (d *demo) lookBefore(ctx context.Context) error {
 	d.command("tcpdump, on the bridge between the nodes")
-	t, err := d.look(ctx)
+	t, err := d.Look(ctx, glance)
 	if err != nil {
 		return err
 	}
 	d.Progress.Note("  %s", t.Example)
 	d.check(t.Readable > 0 && t.Tunnel == 0, "before: HTTP between the nodes can be read", "%d readable packets of %d, %d bytes", t.Readable, t.Packets, t.Bytes)
 	return nil
-}
-
-// look captures what crosses between the shop's pods while some requests are made.
-func (d *demo) look(ctx context.Context) (stage.Traffic, error) {
-	pods, err := d.Pods(ctx, stage.Namespace, "")
-	if err != nil {
-		return stage.Traffic{}, err
-	}
-	capture, err := d.CaptureBridge(ctx)
-	if err != nil {
-		return stage.Traffic{}, err
-	}
-	_, traffic := d.traffic(ctx, glance)
-	packets, err := capture.Stop()
-	return stage.Between(packets, stage.PodIPs(pods)), errors.Join(err, traffic)
 }
 
 // lookAfter first lets the streams from before the label end in order: the mesh leaves open connections alone.
@@ -75,7 +60,7 @@ func (d *demo) lookAfter(ctx context.Context) error {
 	var t stage.Traffic
 	// Connections that were open at the label may live a little longer.
 	err = stage.Poll(ctx, lookTimeout, func(ctx context.Context) error {
-		if t, err = d.look(ctx); err != nil {
+		if t, err = d.Look(ctx, glance); err != nil {
 			return err
 		}
 		if t.Readable > 0 || len(t.Others) > 0 {
@@ -189,20 +174,20 @@ func (d *demo) policy(ctx context.Context) error {
 	err = stage.Poll(ctx, logTimeout, func(ctx context.Context) error {
 		lines, err := d.ZtunnelLogs(ctx, begin.Add(-time.Second))
 		for _, l := range lines {
-			if l[telemetry.AccessFlags] == telemetry.FlagDenied && strings.HasSuffix(l[telemetry.AccessSrcIdentity], "/sa/"+stage.Load) {
+			if l[telemetry.AccessFlags] == telemetry.FlagDenied && l[telemetry.AccessDirection] == telemetry.DirectionInbound && strings.HasSuffix(l[telemetry.AccessSrcIdentity], "/sa/"+stage.Load) {
 				line = l
 				return nil
 			}
 		}
 		return errors.Join(errors.New("no such line"), err)
 	})
-	d.check(err == nil, "the proxy's log says who was refused, and why", "%s: %s, policy %q, reason %q%s", line["msg"],
-		line[telemetry.AccessSrcIdentity], line[telemetry.AccessPolicy], line[telemetry.AccessReason], errorText(err))
-	r, err := d.traffic(ctx, glance)
+	d.check(err == nil, "the proxy's log says who was refused, and why", "%s: %s, %s %s%s", line["msg"],
+		line[telemetry.AccessSrcIdentity], line[telemetry.AccessReason], line[telemetry.AccessPolicy], errorText(err))
+	r, err := d.MoreTraffic(ctx, glance)
 	if err != nil {
 		return err
 	}
-	d.check(r.Broken() == 0, "checkout still charges", "visitors bought all the time: %s", describe(r))
+	d.check(r.Broken() == 0, "checkout still charges", "visitors bought all the time: %s", stage.Describe(r))
 	return nil
 }
 

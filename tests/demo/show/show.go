@@ -15,13 +15,10 @@ import (
 	"time"
 
 	"github.com/ambit-mesh/ambit/api/ports"
-	"github.com/ambit-mesh/ambit/tests/demo/load"
 	"github.com/ambit-mesh/ambit/tests/demo/stage"
 )
 
 const (
-	// trafficTimeout bounds the wait for a number of requests, which takes a few seconds at the demo's rate.
-	trafficTimeout = 60 * time.Second
 	// glance is how many requests make a capture or a comparison: about two seconds of traffic.
 	glance = 500
 )
@@ -100,60 +97,12 @@ func (d *demo) openShop(ctx context.Context) error {
 	if err := d.Progress.Do("web, catalog, cart, checkout, payments, store and visitors run on both nodes", func() error { return d.DeployShop(ctx) }); err != nil {
 		return err
 	}
-	r, err := d.traffic(ctx, glance)
+	r, err := d.MoreTraffic(ctx, glance)
 	if err != nil {
 		return err
 	}
-	d.check(r.Broken() == 0, "live traffic before the mesh", "%s", describe(r))
+	d.check(r.Broken() == 0, "live traffic before the mesh", "%s", stage.Describe(r))
 	return nil
-}
-
-// traffic waits until the load in both namespaces made so many more requests, with all streams open.
-func (d *demo) traffic(ctx context.Context, more int64) (load.Report, error) {
-	begin, err := d.report(ctx)
-	if err != nil {
-		return begin, err
-	}
-	now := begin
-	err = stage.Poll(ctx, trafficTimeout, func(ctx context.Context) error {
-		if now, err = d.report(ctx); err != nil {
-			return err
-		}
-		if done := now.HTTP.Requests - begin.HTTP.Requests; done < more {
-			return fmt.Errorf("%d of %d requests were made", done, more)
-		}
-		if want := stage.LoadReplicas * (stage.StreamsPerLoad + stage.OutsideStreams); now.Streams.Open != want {
-			return fmt.Errorf("%d of %d streams are open", now.Streams.Open, want)
-		}
-		return nil
-	})
-	return now, err
-}
-
-// report is the sum of all load generators'.
-func (d *demo) report(ctx context.Context) (load.Report, error) {
-	var all []load.Report
-	for _, ns := range []string{stage.Namespace, stage.Outside} {
-		reports, err := d.Reports(ctx, ns)
-		if err != nil {
-			return load.Report{}, err
-		}
-		all = append(all, reports...)
-	}
-	return stage.Sum(all), nil
-}
-
-// describe is a load report on one line.
-func describe(r load.Report) string {
-	text := fmt.Sprintf("%d requests on %d connections, %d failed; %d streams open, %d broke",
-		r.HTTP.Requests, r.HTTP.Connections, r.HTTP.Failed, r.Streams.Open, r.Streams.Broken+r.Streams.Refused)
-	if len(r.Failures) > 0 {
-		text += fmt.Sprintf("; first failure: %s %s: %s", r.Failures[0].Target, r.Failures[0].Kind, r.Failures[0].Error)
-	}
-	if len(r.Streams.Ended) > 0 {
-		text += fmt.Sprintf("; first broken stream: %s", r.Streams.Ended[0].Error)
-	}
-	return text
 }
 
 // label is the heart of the demo: a running namespace joins under load.
@@ -173,9 +122,9 @@ func (d *demo) label(ctx context.Context) error {
 		return err
 	}
 	d.check(true, "every pod is in the mesh", "%d pods within %.1f s", len(before), time.Since(begin).Seconds())
-	r, err := d.traffic(ctx, 2*glance)
+	r, err := d.MoreTraffic(ctx, 2*glance)
 	if err != nil {
-		return errors.Join(err, fmt.Errorf("load: %s", describe(r)))
+		return errors.Join(err, fmt.Errorf("load: %s", stage.Describe(r)))
 	}
 	if pods, err = d.Pods(ctx, stage.Namespace, ""); err != nil {
 		return err
@@ -186,7 +135,7 @@ func (d *demo) label(ctx context.Context) error {
 		same = same && after[name] == life
 	}
 	d.check(same && len(after) == len(before), "no pod was restarted", "%d pods with the same uid and start time as before", len(after))
-	d.check(r.Broken() == 0, "no request failed, no stream broke", "%s", describe(r))
+	d.check(r.Broken() == 0, "no request failed, no stream broke", "%s", stage.Describe(r))
 	return nil
 }
 

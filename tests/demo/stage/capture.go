@@ -90,13 +90,21 @@ type Traffic struct {
 	Tunnel, TLS int
 	// Others are payload bytes by server port outside the tunnel.
 	Others map[string]int
+	// Opened counts connections begun, by server port.
+	Opened map[string]int
 }
 
 // Between sums up the payloads between pods, each of which is in the set.
 func Between(packets []pcap.Packet, pods map[netip.Addr]string) Traffic {
-	t := Traffic{Others: map[string]int{}}
+	t := Traffic{Others: map[string]int{}, Opened: map[string]int{}}
 	for _, p := range packets {
-		if pods[p.Src.Addr()] == "" || pods[p.Dst.Addr()] == "" || p.Length == 0 {
+		if pods[p.Src.Addr()] == "" || pods[p.Dst.Addr()] == "" {
+			continue
+		}
+		if p.SYN {
+			t.Opened[port(p.Dst)]++
+		}
+		if p.Length == 0 {
 			continue
 		}
 		t.Packets++
@@ -114,10 +122,16 @@ func Between(packets []pcap.Packet, pods map[netip.Addr]string) Traffic {
 			}
 			continue
 		}
-		t.Others[strconv.Itoa(int(min(p.Src.Port(), p.Dst.Port())))] += p.Length
+		server := p.Dst
+		if p.Src.Port() < p.Dst.Port() {
+			server = p.Src
+		}
+		t.Others[port(server)] += p.Length
 	}
 	return t
 }
+
+func port(a netip.AddrPort) string { return strconv.Itoa(int(a.Port())) }
 
 // httpLine is the first line of a payload that starts like an HTTP/1 message.
 func httpLine(payload []byte) (string, bool) {

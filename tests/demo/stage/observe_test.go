@@ -35,9 +35,10 @@ func TestBetween(t *testing.T) {
 		packet("10.0.0.1:40001", "10.0.0.2:15008", "middle of a record"),
 		packet("10.0.0.1:40000", "10.0.0.2:8080", ""),
 		packet("10.0.0.9:40000", "10.0.0.2:8080", "GET / of a stranger"),
+		{Src: at("10.0.0.1:40000"), Dst: at("10.0.0.2:8080"), SYN: true},
 	}, pods)
 	want := Traffic{Packets: 4, Bytes: 25 + 17 + 9 + 18, Readable: 2, Example: "10.0.0.1:40000 → 10.0.0.2:8080  GET / HTTP/1.1",
-		Tunnel: 27, TLS: 9, Others: map[string]int{"8080": 42}}
+		Tunnel: 27, TLS: 9, Others: map[string]int{"8080": 42}, Opened: map[string]int{"8080": 1}}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
