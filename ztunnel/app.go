@@ -28,11 +28,9 @@ package ztunnel
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
-	"net/netip"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -201,7 +199,7 @@ func (c Config) listen() (proxy.Listeners, error) {
 	}{
 		{c.OutboundAddr, &l.Outbound}, {c.PlaintextAddr, &l.InboundPlaintext}, {c.HBONEAddr, &l.InboundHBONE}, {c.SOCKSAddr, &l.SOCKS},
 	} {
-		if s.addr == "off" {
+		if s.addr == off {
 			continue
 		}
 		t, err := listen(s.addr)
@@ -218,9 +216,9 @@ func (c Config) listen() (proxy.Listeners, error) {
 }
 
 func listen(addr string) (*net.TCPListener, error) {
-	ap, err := netip.ParseAddrPort(addr)
+	ap, err := listenAddress(addr)
 	if err != nil {
-		return nil, fmt.Errorf("parse listen address %q: %w", addr, err)
+		return nil, err
 	}
 	var own *linux.NetNS
 	f, err := own.Listen(linux.ListenOptions{Addr: ap, DualStack: true})

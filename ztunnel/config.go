@@ -28,6 +28,8 @@ const (
 	graceMargin = 5 * time.Second
 	// defaultSecretTTL is the validity asked for certificates, Istio's default.
 	defaultSecretTTL = 24 * time.Hour
+	// off as a listen address opens no listener.
+	off = "off"
 	// socksPort is where Istio's proxy serves SOCKS5 in dedicated mode.
 	socksPort = 15080
 )
@@ -106,7 +108,8 @@ func LoadConfig(lookup func(string) (string, bool)) (Config, error) {
 }
 
 func loopback(port int) string { return "127.0.0.1:" + strconv.Itoa(port) }
-func anywhere(port int) string { return "[::]:" + strconv.Itoa(port) }
+// anywhere is every address of the host, with IPv6 or without.
+func anywhere(port int) string { return ":" + strconv.Itoa(port) }
 
 // seconds reads "30" or "30s".
 func seconds(v string, def time.Duration) (time.Duration, error) {
@@ -137,12 +140,25 @@ func (c Config) check() error {
 	if c.Mode == ModeDedicated && (c.PodName == "" || c.PodNamespace == "") {
 		errs = append(errs, errors.New("dedicated mode: set POD_NAME and POD_NAMESPACE to the workload that is served"))
 	}
-	for _, a := range []string{c.AdminAddr, c.MetricsAddr, c.ReadinessAddr, c.OutboundAddr, c.PlaintextAddr, c.HBONEAddr} {
-		if _, err := netip.ParseAddrPort(a); err != nil {
-			errs = append(errs, fmt.Errorf("parse listen address %q: %w", a, err))
+	for _, a := range []string{c.AdminAddr, c.MetricsAddr, c.ReadinessAddr, c.OutboundAddr, c.PlaintextAddr, c.HBONEAddr, c.SOCKSAddr} {
+		if _, err := listenAddress(a); err != nil && a != off {
+			errs = append(errs, err)
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// listenAddress reads host:port, where an empty host is every address.
+func listenAddress(a string) (netip.AddrPort, error) {
+	full := a
+	if strings.HasPrefix(a, ":") {
+		full = "[::]" + a
+	}
+	ap, err := netip.ParseAddrPort(full)
+	if err != nil {
+		return netip.AddrPort{}, fmt.Errorf("parse listen address %q: %w", a, err)
+	}
+	return ap, nil
 }
 
 // drainTime is how long live connections may go on after a signal to end.

@@ -3,7 +3,10 @@ package ztunnel
 import (
 	"context"
 	"fmt"
+	"net/url"
 	"os"
+	"strings"
+	"sync"
 	"time"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -27,7 +30,8 @@ func (a *app) signer() (identity.Signer, error) {
 	}
 	c, err := ca.New(ca.Config{
 		Address: a.cfg.CAAddress, RootFile: a.cfg.CARoot, TokenFile: a.cfg.TokenFile, ClusterID: a.cfg.ClusterID,
-		Log: a.logging.Logger("ca"),
+		ServerName: serverName(a.cfg.CAAddress),
+		Log:        a.logging.Logger("ca"),
 	})
 	if err != nil {
 		return nil, err
@@ -42,27 +46,33 @@ func (a *app) signer() (identity.Signer, error) {
 
 // startState loads the file or connects to istiod.
 func (a *app) startState(ctx context.Context, g *errgroup.Group) error {
-	condition := a.ready.Condition("state")
+	c := &stateCondition{condition: a.ready.Condition("state"), synced: a.synced}
 	if a.cfg.LocalXDS != "" {
 		if err := a.store.LoadFile(a.cfg.LocalXDS); err != nil {
 			return err
 		}
-		condition.Set(nil)
-		close(a.synced)
+		c.complete()
 		g.Go(func() error { return a.watchFile(ctx) })
 		return nil
 	}
-	condition.Set(fmt.Errorf("no complete answer from %q yet", a.cfg.XDSAddress))
+	c.missing(fmt.Errorf("no complete answer from %q yet", a.cfg.XDSAddress))
 	node, err := a.cfg.node()
 	if err != nil {
 		return err
 	}
 	client, err := xds.New(xds.Config{
-		Address: a.cfg.XDSAddress, RootFile: a.cfg.XDSRoot, TokenFile: a.cfg.TokenFile, ClusterID: a.cfg.ClusterID, Node: node,
+		Address: a.cfg.XDSAddress, RootFile: a.cfg.XDSRoot, TokenFile: a.cfg.TokenFile, ClusterID: a.cfg.ClusterID,
+		ServerName: serverName(a.cfg.XDSAddress), Node: node,
 		Types: map[string]xds.Handler{
 			ports.TypeAddress: a.store.HandleAddress, ports.TypeAuthorization: a.store.HandleAuthorization,
 		},
-		Log: a.logging.Logger("xds"), Hooks: xds.Hooks{Connected: a.metrics.xdsConnected, Handled: a.metrics.xdsHandled},
+		Log: a.logging.Logger("xds"),
+		Hooks: xds.Hooks{Handled: a.metrics.xdsHandled, Connected: func(err error) {
+			a.metrics.xdsConnected(err)
+			if err != nil {
+				c.missing(fmt.Errorf("stream to istiod: %w", err))
+			}
+		}},
 	})
 	if err != nil {
 		return err
@@ -71,13 +81,52 @@ func (a *app) startState(ctx context.Context, g *errgroup.Group) error {
 	g.Go(func() error {
 		select {
 		case <-client.Ready():
-			condition.Set(nil)
-			close(a.synced)
+			c.complete()
 		case <-ctx.Done():
 		}
 		return nil
 	})
 	return nil
+}
+
+// stateCondition is met once state was complete. A stream that is lost later is
+// for the log and the metric: the state stays good for traffic.
+type stateCondition struct {
+	condition *telemetry.Condition
+	synced    chan struct{}
+
+	mu   sync.Mutex
+	done bool
+}
+
+func (c *stateCondition) complete() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.done = true
+	close(c.synced)
+	c.condition.Set(nil)
+}
+
+func (c *stateCondition) missing(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.done {
+		c.condition.Set(err)
+	}
+}
+
+// serverName is the name that istiod must prove. An address that is a service's
+// name is that name; any other, such as a forwarded port, stands for the default.
+func serverName(address string) string {
+	u, err := url.Parse(address)
+	if err != nil {
+		return ports.IstiodServerName
+	}
+	host := strings.TrimSuffix(u.Hostname(), ".cluster.local")
+	if strings.HasSuffix(host, ".svc") {
+		return host
+	}
+	return ports.IstiodServerName
 }
 
 // watchFile loads the file again when it was changed. A file with a mistake

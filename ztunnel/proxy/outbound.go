@@ -46,7 +46,7 @@ func (pod *Pod) forwardOutbound(ctx context.Context, f *flow, c *net.TCPConn) {
 		reset(c)
 		return
 	}
-	f.update(func(f *flow) { f.source, f.sourceID = own, own.Identity() })
+	f.update(func(f *flow) { f.source, f.sourceID = own, pod.id })
 	mine := slices.Contains(own.Addresses, f.dst.Addr())
 	if mine && pod.selfCall(f.dst) {
 		f.fail(telemetry.FlagSelfCall, errSelfCall)

@@ -125,12 +125,16 @@ func (pod *Pod) Identity() identity.Identity { return pod.id }
 func (pod *Pod) Done() <-chan struct{} { return pod.done }
 
 // Retire stops accepting. Live connections go on until they end. Tunnels are
-// still accepted for the time of linger, then told to go elsewhere. What the
-// pod owns is closed after the last connection.
+// still accepted for the time of linger, then told to go elsewhere; calling it
+// again with 0 ends that time. What the pod owns is closed after the last connection.
 func (pod *Pod) Retire(linger time.Duration) {
 	pod.mu.Lock()
 	if pod.retired {
+		hurry := linger <= 0 && pod.linger != nil && pod.linger.Stop()
 		pod.mu.Unlock()
+		if hurry {
+			pod.leave()
+		}
 		return
 	}
 	pod.retired = true
@@ -161,12 +165,6 @@ func (pod *Pod) leave() {
 // Cut ends every connection now, resetting the clients. Used after Retire.
 func (pod *Pod) Cut(reason error) {
 	pod.Retire(0)
-	pod.mu.Lock()
-	lingering := pod.linger != nil && pod.linger.Stop()
-	pod.mu.Unlock()
-	if lingering {
-		pod.leave()
-	}
 	pod.cancel(reason)
 	pod.p.registry.cutPod(pod, reason)
 	pod.pool.Close()
