@@ -1,10 +1,13 @@
 package capture
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -126,6 +129,31 @@ func (n *node) newPod(t *testing.T) pod {
 		return nil
 	})
 	return p
+}
+
+// ready waits until a new pod can be reached and can reach.
+func (n *node) ready(t *testing.T, p pod) {
+	t.Helper()
+	awaitRefusal(t, n.ns, netip.AddrPortFrom(p.v6, 9))
+	awaitRefusal(t, p.ns, netip.AddrPortFrom(p.gateway6, 9))
+}
+
+// awaitRefusal waits until a port that nobody listens on says so: the kernel
+// takes its time to make a new link's v6 addresses usable.
+func awaitRefusal(t *testing.T, ns *linux.NetNS, to netip.AddrPort) {
+	t.Helper()
+	const try = 20 * time.Millisecond
+	for deadline := time.Now().Add(patience); ; {
+		ctx, cancel := context.WithTimeout(t.Context(), try)
+		_, err := ns.Dial(ctx, to, linux.DialOptions{})
+		cancel()
+		if errors.Is(err, unix.ECONNREFUSED) {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("no path to %s: %v", to, err)
+		}
+	}
 }
 
 func configure(h *netlink.Handle, name string, v4, v6 netip.Addr) error {

@@ -72,6 +72,8 @@ func newFixture(t *testing.T, kind string) *fixture {
 	t.Cleanup(func() { f.ls.Close() })
 	f.proxy = startProxy(t, f.pod.ns, f.r, f.ls)
 	f.app, f.outside = startApp(t, f.pod.ns, 8080), startApp(t, f.peer.ns, 9090)
+	f.node.ready(t, f.pod)
+	f.node.ready(t, f.peer)
 	return f
 }
 
