@@ -70,6 +70,8 @@ type Agent struct {
 	queue    workqueue.TypedRateLimitingInterface[string]
 	locks    keyLocks
 	started  time.Time
+	// ackTimeout is the constant of that name, shorter in tests.
+	ackTimeout time.Duration
 
 	podIndex   cache.Indexer
 	pods       corelisters.PodLister
@@ -119,7 +121,7 @@ func New(c Config, d Deps) *Agent {
 		proxies: newProxies(d.Log.With("scope", "zds")),
 		queue: workqueue.NewTypedRateLimitingQueue(
 			workqueue.NewTypedItemExponentialFailureRateLimiter[string](firstRetry, lastRetry)),
-		ready:   make(chan struct{}),
+		ready: make(chan struct{}), ackTimeout: ackTimeout,
 		tracked: map[string]*tracked{}, leftover: map[string]bool{}, adopted: map[string]zds.Sockets{}, warned: map[string]string{},
 	}
 	a.proxies.originalDestination = d.Redirector.OriginalDestination()

@@ -42,6 +42,8 @@ type world struct {
 	zds     string
 	plugin  string
 	events  *record.FakeRecorder
+	// ackTimeout of agents, if not the real one.
+	ackTimeout time.Duration
 }
 
 func newWorld(t *testing.T) *world {
@@ -132,6 +134,9 @@ func (w *world) start() (a *Agent, stop func()) {
 		Log:    slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})),
 		Synced: func(error) {},
 	})
+	if w.ackTimeout != 0 {
+		a.ackTimeout = w.ackTimeout
+	}
 	var done sync.WaitGroup
 	done.Go(func() {
 		if err := a.Run(ctx); err != nil {

@@ -254,12 +254,12 @@ func (a *Agent) complete(ctx context.Context, pod *corev1.Pod, t *tracked) error
 
 // announce waits until the newest ztunnel has taken the pod.
 func (a *Agent) announce(ctx context.Context, t *tracked) error {
-	ctx, cancel := context.WithTimeout(ctx, ackTimeout)
+	ctx, cancel := context.WithTimeout(ctx, a.ackTimeout)
 	defer cancel()
 	err := a.proxies.add(ctx, t.uid, t.info(), t.sockets)
 	if err != nil {
 		return fmt.Errorf("pod %q: ztunnel on node %q did not take the pod within %v: %w; check DaemonSet ztunnel",
-			t.ref(), a.c.NodeName, ackTimeout, err)
+			t.ref(), a.c.NodeName, a.ackTimeout, err)
 	}
 	return nil
 }
