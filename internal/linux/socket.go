@@ -92,6 +92,38 @@ func listenOn(fd int, addr netip.AddrPort, o ListenOptions) error {
 	return nil
 }
 
+// Listening tells whether some socket in n listens on a TCP port, on all
+// addresses or any. Trying to bind is quick; listing sockets is not where many
+// connections are.
+func (n *NetNS) Listening(port uint16) (bool, error) {
+	addr := netip.AddrPortFrom(netip.IPv6Unspecified(), port)
+	fd, err := n.socket(unix.AF_INET6, unix.SOCK_STREAM)
+	if errors.Is(err, unix.EAFNOSUPPORT) {
+		addr = netip.AddrPortFrom(netip.IPv4Unspecified(), port)
+		fd, err = n.socket(unix.AF_INET, unix.SOCK_STREAM)
+	}
+	if err != nil {
+		return false, fmt.Errorf("try port %d: %w", port, err)
+	}
+	defer unix.Close(fd)
+	// With SO_REUSEADDR only a listener is in the way, not connections.
+	if err := set(fd, []option{{"SO_REUSEADDR", unix.SOL_SOCKET, unix.SO_REUSEADDR, 1, true}}); err != nil {
+		return false, fmt.Errorf("try port %d: %w", port, err)
+	}
+	sa, err := sockaddr(addr)
+	if err != nil {
+		return false, err
+	}
+	err = unix.Bind(fd, sa)
+	if errors.Is(err, unix.EADDRINUSE) {
+		return true, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("try port %d: %w", port, err)
+	}
+	return false, nil
+}
+
 // ListenerFromFile makes a listener of a file, which it takes over: f is closed,
 // also when there is an error.
 func ListenerFromFile(f *os.File) (*net.TCPListener, error) {

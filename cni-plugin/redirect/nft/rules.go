@@ -5,10 +5,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"net/netip"
-	"os"
 	"slices"
-	"strconv"
-	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -158,42 +155,17 @@ func digest(rule []expr.Any) []byte {
 	return h.Sum([]byte("ambit:"))
 }
 
-// checkListeners looks for the proxy's ports among the namespace's sockets.
+// checkListeners says which of the proxy's ports nobody listens on.
 func checkListeners(ns *linux.NetNS) error {
-	open := map[uint64]bool{}
-	err := ns.Do(func() error {
-		for _, f := range []string{"/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"} {
-			b, err := os.ReadFile(f)
-			if err != nil && !errors.Is(err, os.ErrNotExist) { // no tcp6 without IPv6
-				return fmt.Errorf("list listeners: %w", err)
-			}
-			for line := range strings.Lines(string(b)) {
-				if port, ok := listeningPort(line); ok {
-					open[port] = true
-				}
-			}
-		}
-		return nil
-	})
-	missing := []error{err}
-	for _, p := range []uint64{ports.ZtunnelOutbound, ports.ZtunnelInboundPlaintext, ports.HBONE} {
-		if err == nil && !open[p] {
+	var missing []error
+	for _, p := range []uint16{ports.ZtunnelOutbound, ports.ZtunnelInboundPlaintext, ports.HBONE} {
+		if ok, err := ns.Listening(p); err != nil {
+			missing = append(missing, err)
+		} else if !ok {
 			missing = append(missing, fmt.Errorf("listener on port %d is closed", p))
 		}
 	}
 	return errors.Join(missing...)
-}
-
-// listeningPort parses a line of /proc/net/tcp: "sl: local:port remote:port state …".
-func listeningPort(line string) (uint64, bool) {
-	const stateListen = "0A"
-	f := strings.Fields(line)
-	if len(f) < 4 || f[3] != stateListen {
-		return 0, false
-	}
-	_, port, _ := strings.Cut(f[1], ":")
-	p, err := strconv.ParseUint(port, 16, 16)
-	return p, err == nil
 }
 
 func loadMark() expr.Any { return &expr.Meta{Key: expr.MetaKeyMARK, Register: 1} }
