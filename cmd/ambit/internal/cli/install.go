@@ -2,11 +2,8 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 	"time"
 
@@ -16,7 +13,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
-	"sigs.k8s.io/yaml"
 
 	"github.com/ambit-mesh/ambit/charts"
 	"github.com/ambit-mesh/ambit/cmd/ambit/internal/release"
@@ -195,59 +191,5 @@ func ensureNamespace(ctx context.Context, client kubernetes.Interface, name stri
 		return fmt.Errorf("create namespace %q: %w", name, err)
 	}
 	p.step("namespace %s: created", name)
-	return nil
-}
-
-// workloadsOf finds in a rendered manifest what there is to wait for.
-func workloadsOf(manifest string) ([]rollout.Workload, error) {
-	var found []rollout.Workload
-	for _, doc := range strings.Split(manifest, "\n---\n") {
-		var object struct {
-			Kind     string
-			Metadata struct{ Name, Namespace string }
-		}
-		if err := yaml.Unmarshal([]byte(doc), &object); err != nil {
-			return nil, fmt.Errorf("read rendered manifest: %w", err)
-		}
-		if slices.Contains([]string{"Deployment", "DaemonSet"}, object.Kind) {
-			found = append(found, rollout.Workload{Kind: object.Kind, Namespace: object.Metadata.Namespace, Name: object.Metadata.Name})
-		}
-	}
-	return found, nil
-}
-
-// printManifests writes the rendered objects: one YAML stream, or a JSON list.
-func printManifests(out io.Writer, rendered []release.Outcome, format output) error {
-	if format == textOutput {
-		for _, r := range rendered {
-			if _, err := fmt.Fprintf(out, "# Release %s, chart %s\n---\n%s\n", r.Name, r.Chart, strings.TrimPrefix(r.Manifest, "---\n")); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
-	list := map[string]any{"apiVersion": "v1", "kind": "List"}
-	items := []any{}
-	for _, r := range rendered {
-		for _, doc := range strings.Split(r.Manifest, "\n---\n") {
-			var object map[string]any
-			if err := yaml.Unmarshal([]byte(doc), &object); err != nil {
-				return fmt.Errorf("read rendered manifest: %w", err)
-			}
-			if len(object) > 0 {
-				items = append(items, object)
-			}
-		}
-	}
-	list["items"] = items
-	return printJSON(out, list)
-}
-
-func printJSON(out io.Writer, v any) error {
-	e := json.NewEncoder(out)
-	e.SetIndent("", "  ")
-	if err := e.Encode(v); err != nil {
-		return errors.Join(errors.New("write output"), err)
-	}
 	return nil
 }

@@ -13,7 +13,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/kubernetes"
-	"sigs.k8s.io/yaml"
 
 	"github.com/ambit-mesh/ambit/api/ports"
 	"github.com/ambit-mesh/ambit/charts"
@@ -126,21 +125,16 @@ func (o *uninstall) purge(ctx context.Context, clients *kube.Clients, releases *
 		return err
 	}
 	crds := clients.Dynamic.Resource(schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"})
-	n := 0
-	for _, doc := range strings.Split(base.Manifest, "\n---\n") {
-		var crd struct{ Metadata struct{ Name string } }
-		if err := yaml.Unmarshal([]byte(doc), &crd); err != nil {
-			return fmt.Errorf("read definitions: %w", err)
-		}
-		if crd.Metadata.Name == "" {
-			continue
-		}
-		err := crds.Delete(ctx, crd.Metadata.Name, metav1.DeleteOptions{})
-		if err != nil && !apierrors.IsNotFound(err) {
-			return fmt.Errorf("delete definition %q: %w", crd.Metadata.Name, err)
-		}
-		n++
+	objects, err := decode[object](base.Manifest)
+	if err != nil {
+		return err
 	}
-	p.step("%d custom resource definitions: deleted", n)
+	for _, o := range objects {
+		err := crds.Delete(ctx, o.Metadata.Name, metav1.DeleteOptions{})
+		if err != nil && !apierrors.IsNotFound(err) {
+			return fmt.Errorf("delete definition %q: %w", o.Metadata.Name, err)
+		}
+	}
+	p.step("%d custom resource definitions: deleted", len(objects))
 	return nil
 }

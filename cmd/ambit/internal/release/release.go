@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 
 	"helm.sh/helm/v4/pkg/action"
@@ -24,6 +25,8 @@ import (
 	"helm.sh/helm/v4/pkg/release/common"
 	helmv1 "helm.sh/helm/v4/pkg/release/v1"
 	"helm.sh/helm/v4/pkg/storage/driver"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/cli-runtime/pkg/resource"
 
 	"github.com/ambit-mesh/ambit/charts"
 )
@@ -187,16 +190,45 @@ func (c *Client) Remove(part string, timeout time.Duration, adopt bool) (bool, e
 	if home := last.Chart.Metadata.Home; home != ours.Metadata.Home && !adopt {
 		return false, fmt.Errorf("uninstall release %q: %w: %q", name, ErrForeign, home)
 	}
+	if err := c.stopWorkloads(last, timeout); err != nil {
+		return false, err
+	}
 	a := action.NewUninstall(c.config)
 	a.IgnoreNotFound = true
 	a.Timeout = timeout
 	a.WaitStrategy = kube.StatusWatcherStrategy
-	// A workload's object then stays until its pods are gone, so that waiting for it is waiting for them.
-	a.DeletionPropagation = "foreground"
 	if _, err := a.Run(name); err != nil {
 		return false, fmt.Errorf("uninstall release %q: %w", name, err)
 	}
 	return true, nil
+}
+
+// stopWorkloads deletes what has pods and waits until these are gone, before Helm deletes everything at once: the node
+// agent takes its plugin off the node when it is removed for good, and needs its rights until then.
+func (c *Client) stopWorkloads(r *helmv1.Release, timeout time.Duration) error {
+	objects, err := c.config.KubeClient.Build(strings.NewReader(r.Manifest), false)
+	if err != nil {
+		return fmt.Errorf("read manifest of release %q: %w", r.Name, err)
+	}
+	workloads := objects.Filter(func(o *resource.Info) bool {
+		kind := o.Mapping.GroupVersionKind.Kind
+		return kind == "Deployment" || kind == "DaemonSet"
+	})
+	if len(workloads) == 0 {
+		return nil
+	}
+	// In the foreground: the object stays until its pods are gone, so that waiting for it is waiting for them.
+	if _, errs := c.config.KubeClient.Delete(workloads, metav1.DeletePropagationForeground); len(errs) > 0 {
+		return fmt.Errorf("stop workloads of release %q: %w", r.Name, errors.Join(errs...))
+	}
+	waiter, err := c.config.KubeClient.GetWaiter(kube.StatusWatcherStrategy)
+	if err != nil {
+		return fmt.Errorf("wait for workloads of release %q: %w", r.Name, err)
+	}
+	if err := waiter.WaitForDelete(workloads, timeout); err != nil {
+		return fmt.Errorf("wait for workloads of release %q to go: %w", r.Name, err)
+	}
+	return nil
 }
 
 // last returns the newest revision of a release, or nil.
