@@ -40,10 +40,10 @@ type conn struct {
 
 	ctx    context.Context // ends with the tunnel; handlers get children of it
 	cancel context.CancelCauseFunc
-	done   chan struct{} // closed when the tunnel has ended
+	done   chan struct{}  // closed when the tunnel has ended
 	wg     sync.WaitGroup // goroutines that freeze ends
 	calls  sync.WaitGroup // handlers
-	frozen atomic.Bool // written under mu
+	frozen atomic.Bool    // written under mu
 	rx     atomic.Uint64
 	rxRun  atomic.Int64 // bytes read since the socket was last empty
 	keep   keepalive

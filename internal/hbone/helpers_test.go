@@ -21,6 +21,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // testDeadline bounds every wait of a test.
@@ -127,6 +129,7 @@ type world struct {
 	pool   *Pool
 	target Target
 	app    *net.TCPListener // the application behind the server
+	small  bool
 
 	mu      sync.Mutex
 	tunnels int // accepted by ln
@@ -140,6 +143,7 @@ type worldOptions struct {
 	server, client Limits
 	handle         func(ctx context.Context, r *Request) // default: splice to app
 	app            func(c *net.TCPConn)                  // default: echo
+	smallSockets   bool                                  // the kernel holds little for the application
 	log            bool
 }
 
@@ -155,7 +159,10 @@ func listen(t testing.TB) *net.TCPListener {
 func newWorld(t testing.TB, o worldOptions) *world {
 	t.Helper()
 	leaks := watchLeaks(t)
-	w := &world{t: t, ca: newTestCA(t), ln: listen(t), app: listen(t)}
+	w := &world{t: t, ca: newTestCA(t), ln: listen(t), app: listen(t), small: o.smallSockets}
+	if w.small {
+		setListenBuffer(t, w.app)
+	}
 	w.ctx, w.cancel = context.WithCancel(context.Background())
 	if o.handle == nil {
 		o.handle = w.splice
@@ -241,12 +248,31 @@ func (w *world) splice(ctx context.Context, r *Request) {
 		r.Reject(503)
 		return
 	}
+	if w.small {
+		app.SetWriteBuffer(smallSocket)
+	}
 	s, err := r.Accept([]Header{{Name: "baggage", Value: "k8s.namespace.name=b"}})
 	if err != nil {
 		app.Close()
 		return
 	}
 	s.Splice(app)
+}
+
+const smallSocket = 32 << 10 // bytes
+
+// setListenBuffer bounds what the kernel receives ahead on accepted connections.
+func setListenBuffer(t testing.TB, ln *net.TCPListener) {
+	raw, err := ln.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, smallSocket)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 func echo(c *net.TCPConn) {

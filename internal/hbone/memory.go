@@ -94,9 +94,9 @@ type chunk struct {
 // Memory owns the buffers of tunnels and keeps the account of what undelivered data may take.
 //
 // Two bounds hold over all tunnels that share one Memory. Windows beyond a stream's first are granted from a budget
-// (growth). And when the bytes that wait for applications exceed the cap (buffered), a stream that holds more than its
-// fair share of the cap is reset as soon as it receives more; streams that hold less go on. So one process with many
-// stalled streams holds about the cap at most, whatever its peers send.
+// (growth). And when the bytes that wait for applications exceed half of the cap (buffered), a stream that holds more than
+// its fair share of that half is reset as soon as it receives more; streams that hold less go on, up to the cap. So one
+// process with many stalled streams holds the cap plus one batch per tunnel at most, whatever its peers send.
 type Memory struct {
 	small, record, big sync.Pool // *sendBuf
 	input, plain, wire sync.Pool // *[]byte
@@ -176,7 +176,8 @@ func (m *Memory) hold(n, total int64) bool {
 		m.holders.Add(1)
 	}
 	sum := m.buffered.Add(n)
-	return sum <= m.bufferedCap || total <= m.bufferedCap/max(1, m.holders.Load())
+	fair := m.bufferedCap / 2
+	return sum <= fair || sum <= m.bufferedCap && total <= fair/max(1, m.holders.Load())
 }
 
 // drop accounts for n bytes less of a stream that then holds total.

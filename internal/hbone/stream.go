@@ -50,8 +50,8 @@ type Stream struct {
 	phase    phase
 	app      *net.TCPConn
 	raw      syscall.RawConn
-	fields   []Header // client: of the answer
-	cancel   func()   // server: ends the handler's context
+	fields   []Header   // client: of the answer
+	cancel   func()     // server: ends the handler's context
 	err      error      // why it was reset
 	recv     recvWindow // what the peer may send
 	held     []*chunk   // received, not yet taken by the application
