@@ -34,7 +34,7 @@ type PodConfig struct {
 	// NetNS is where connections are opened; nil means the process's own. The Pod closes it.
 	NetNS       *linux.NetNS
 	OriginalDst OriginalDst
-	// AppMark is the packet mark of connections to the app; 0 means ports.MarkProxy.
+	// AppMark is the packet mark of connections to the app, which go over lo with it; 0 means ports.MarkProxy.
 	AppMark int
 	// Dedicated serves the process's own netns without capture: no marks, no foreign source addresses.
 	Dedicated bool
@@ -272,23 +272,21 @@ func (pod *Pod) dialOut(ctx context.Context, to netip.AddrPort, local netip.Addr
 func (pod *Pod) dialApp(ctx context.Context, to netip.AddrPort, client netip.AddrPort) (*net.TCPConn, error) {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
+	// From its own address to itself a connection needs no route back, and must not be bound to lo: the answers
+	// would come with the index of the interface that has the address.
 	o := linux.DialOptions{Mark: ports.MarkProxy}
-	if pod.cfg.AppMark != 0 {
-		o.Mark = pod.cfg.AppMark
-	}
-	switch src := client.Addr().Unmap(); {
-	case pod.cfg.Dedicated:
-		o.Mark = 0
-	case src.IsValid() && src != to.Addr() && !src.IsLoopback() && src.Is4() == to.Addr().Is4():
+	src := client.Addr().Unmap()
+	if pod.cfg.Dedicated {
+		o = linux.DialOptions{}
+	} else if src.IsValid() && src != to.Addr() && !src.IsLoopback() && src.Is4() == to.Addr().Is4() {
 		o.Local, o.Transparent = src, true
 		o.AvoidPort = func(port uint16) bool {
 			return pod.holds(heldKey{netip.AddrPortFrom(src, port), to})
 		}
-	default:
-		// From its own address to itself: the mark that routes answers to a foreign client has no use here.
-		o.Mark = ports.MarkProxy
+		if pod.cfg.AppMark != 0 {
+			o.Mark, o.ToLoopback = pod.cfg.AppMark, true
+		}
 	}
-	o.ToLoopback = pod.cfg.OriginalDst == FromSocket && !pod.cfg.Dedicated
 	c, err := pod.cfg.NetNS.Dial(ctx, to, o)
 	if err != nil {
 		return nil, err

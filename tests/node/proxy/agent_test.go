@@ -8,8 +8,14 @@ import (
 	"sync"
 	"time"
 
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+
+	"github.com/ambit-mesh/ambit/api/ports"
 	zdspb "github.com/ambit-mesh/ambit/api/zds"
 	"github.com/ambit-mesh/ambit/cni-plugin/redirect"
+	"github.com/ambit-mesh/ambit/internal/linux"
 	"github.com/ambit-mesh/ambit/internal/zds"
 )
 
@@ -157,6 +163,9 @@ func (a *agent) enrol(p *pod) {
 		t.Fatal(err)
 	}
 	if a.v1 {
+		if err := markAsIstio(p.NetNS); err != nil {
+			t.Fatal(err)
+		}
 		p.lent.Close()
 		p.lent = redirect.Listeners{}
 	}
@@ -204,4 +213,29 @@ func (a *agent) close() {
 	for c := range a.conns {
 		c.Close()
 	}
+}
+
+// markAsIstio adds the rule by which Istio's agent leads the app's answers back
+// to a proxy that marks its connections to the app as all others:
+//
+//	chain mark { type filter hook prerouting priority -150; meta mark 0x539 ct mark set 0x111 }
+//
+// The rest of the redirection is that of package nft.
+func markAsIstio(ns *linux.NetNS) error {
+	return ns.Do(func() error {
+		c, err := nftables.New()
+		if err != nil {
+			return err
+		}
+		t := c.AddTable(&nftables.Table{Name: "istio", Family: nftables.TableFamilyINet})
+		ch := c.AddChain(&nftables.Chain{Name: "mark", Table: t, Type: nftables.ChainTypeFilter,
+			Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityMangle})
+		c.AddRule(&nftables.Rule{Table: t, Chain: ch, Exprs: []expr.Any{
+			&expr.Meta{Key: expr.MetaKeyMARK, Register: 1},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(ports.MarkProxy)},
+			&expr.Immediate{Register: 1, Data: binaryutil.NativeEndian.PutUint32(ports.MarkCapture)},
+			&expr.Ct{Key: expr.CtKeyMARK, Register: 1, SourceRegister: true},
+		}})
+		return c.Flush()
+	})
 }
