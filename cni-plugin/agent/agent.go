@@ -97,6 +97,8 @@ type tracked struct {
 	sockets zds.Sockets
 	// captured: new connections reach the listeners. stale: but not yet these listeners, or not for these addresses.
 	captured, stale bool
+	// yielded: the listeners are closed because ztunnel has its own.
+	yielded bool
 	// seen: the watch has shown the pod; since: when it was first tracked.
 	seen  bool
 	since time.Time
@@ -110,7 +112,11 @@ func (t *tracked) ref() string { return t.namespace + "/" + t.name }
 
 // close gives back every file descriptor. Proxies must not be sent them any more.
 func (t *tracked) close() error {
-	return errors.Join(t.listeners.Close(), t.sockets.NetNS.Close(), t.netns.Close())
+	var err error
+	if !t.yielded {
+		err = t.listeners.Close()
+	}
+	return errors.Join(err, t.sockets.NetNS.Close(), t.netns.Close())
 }
 
 // New makes an agent; Run starts it.

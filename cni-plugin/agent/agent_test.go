@@ -346,12 +346,15 @@ func TestDuringAnUpgradeTheNewestZtunnelCounts(t *testing.T) {
 	waitFor(t, "the new one to let both go", func() bool { return !young.has(first.uid) && !young.has(second.uid) })
 }
 
+// TestZtunnelOfV1GetsTheNamespaceAlone: Istio's ztunnel has listeners of its own; the agent's would take a share of
+// the connections, so they are closed before anything is captured.
 func TestZtunnelOfV1GetsTheNamespaceAlone(t *testing.T) {
 	w := newWorld(t)
+	w.capture.nat = true
 	p := newTestPod(t, w.dir, "10.244.1.11")
 	w.namespace("shop", "ambient")
 	w.pod("web", p.uid, p.ip.String())
-	w.start()
+	a, _ := w.start()
 	z := &fakeProxy{t: t, j: w.j}
 	z.connectAs(w.zds, false)
 	defer z.stop()
@@ -359,6 +362,33 @@ func TestZtunnelOfV1GetsTheNamespaceAlone(t *testing.T) {
 	s := z.sockets(p.uid)
 	if s.NetNS == nil || s.HasListeners() || s.Outbound != nil {
 		t.Errorf("got %+v, want a network namespace alone", s)
+	}
+	if err := a.get(p.uid).listeners.Outbound.Close(); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("the agent's listener is still open: %v", err)
+	}
+	// Ambit's ztunnel takes over and opens its own as well.
+	y := w.proxy()
+	waitFor(t, "the new ztunnel to have the pod", func() bool { return y.has(p.uid) })
+	if y.sockets(p.uid).HasListeners() {
+		t.Error("closed listeners were sent")
+	}
+	w.namespace("shop", "")
+	w.waitAnnotation("web", "")
+}
+
+func TestZtunnelOfV1WithoutNftablesIsTold(t *testing.T) {
+	w := newWorld(t)
+	p := newTestPod(t, w.dir, "10.244.1.16")
+	w.namespace("shop", "ambient")
+	w.pod("web", p.uid, p.ip.String())
+	w.start()
+	z := &fakeProxy{t: t, j: w.j}
+	z.connectAs(w.zds, false)
+	defer z.stop()
+	w.waitAnnotation("web", "pending")
+	w.event(EventNotCaptured, "ZDS V1", "REDIRECT_MODE=nft")
+	if w.capture.has(p.uid) {
+		t.Error("captured though nobody can serve it")
 	}
 }
 

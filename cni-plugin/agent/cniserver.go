@@ -176,6 +176,9 @@ func (a *Agent) enrolNew(ctx context.Context, pod *corev1.Pod, req *plugin.Reque
 	}
 	t := newTracked(pod, uid)
 	t.ips = req.IPs
+	if err := a.servable(t); err != nil {
+		return err
+	}
 	ns, err := a.finder.byPath(req.NetNS)
 	if err != nil {
 		return fmt.Errorf("pod %q: %w", t.ref(), err)
@@ -188,6 +191,9 @@ func (a *Agent) enrolNew(ctx context.Context, pod *corev1.Pod, req *plugin.Reque
 		return fmt.Errorf("capture pod %q: %w", t.ref(), errors.Join(err, a.undo(ctx, t)))
 	}
 	if err := a.announce(ctx, t); err != nil {
+		return errors.Join(err, a.undo(ctx, t))
+	}
+	if err := a.yield(t); err != nil {
 		return errors.Join(err, a.undo(ctx, t))
 	}
 	t.captured = true

@@ -50,6 +50,7 @@ type fakeCapture struct {
 	failOpen  error
 	failEnrol error
 	checks    int
+	nat       bool // captures by port, as nftables does
 }
 
 var _ redirect.Redirector = (*fakeCapture)(nil)
@@ -61,6 +62,9 @@ func newFakeCapture(j *journal) *fakeCapture {
 func (f *fakeCapture) Name() string { return "fake" }
 
 func (f *fakeCapture) OriginalDestination() zdspb.OriginalDestination {
+	if f.nat {
+		return zdspb.OriginalDestination_NAT
+	}
 	return zdspb.OriginalDestination_SOCKNAME
 }
 

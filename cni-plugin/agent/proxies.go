@@ -469,6 +469,24 @@ func (p *proxies) keepAlive(uids ...string) {
 	}
 }
 
+// opensItsOwn tells whether the newest proxy opens listeners of its own, which only speaks V1.
+func (p *proxies) opensItsOwn() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.peers) > 0 && !p.peers[len(p.peers)-1].listeners
+}
+
+// narrow makes later proxies get a pod's network namespace alone; when it returns, its listeners may be closed.
+func (p *proxies) narrow(uid string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if s := p.served[uid]; s != nil {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.sockets = zds.Sockets{NetNS: s.sockets.NetNS}
+	}
+}
+
 // connected is the number of proxies.
 func (p *proxies) connected() int {
 	p.mu.Lock()

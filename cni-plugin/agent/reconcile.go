@@ -222,7 +222,13 @@ func (a *Agent) complete(ctx context.Context, pod *corev1.Pod, t *tracked) error
 		if a.proxies.connected() == 0 {
 			return errNoProxy
 		}
+		if err := a.servable(t); err != nil {
+			return err
+		}
 		if err := a.announce(ctx, t); err != nil {
+			return err
+		}
+		if err := a.yield(t); err != nil {
 			return err
 		}
 		if err := a.redirect.Enroll(ctx, t.pod(), t.listeners); err != nil {
@@ -249,7 +255,37 @@ func (a *Agent) complete(ctx context.Context, pod *corev1.Pod, t *tracked) error
 	if a.proxies.connected() == 0 {
 		return nil // ztunnel is being replaced; it gets the pod with its snapshot.
 	}
-	return a.announce(ctx, t)
+	if err := a.servable(t); err != nil {
+		return err
+	}
+	if err := a.announce(ctx, t); err != nil {
+		return err
+	}
+	return a.yield(t)
+}
+
+// servable refuses a pod that the newest ztunnel could not be led to: with its own listeners (ZDS V1) it is found
+// by port, as nftables redirects, and not by socket.
+func (a *Agent) servable(t *tracked) error {
+	if a.proxies.opensItsOwn() && a.redirect.OriginalDestination() != zdspb.OriginalDestination_NAT {
+		return fmt.Errorf("pod %q: ztunnel on node %q speaks ZDS V1 and takes no sockets, which redirect mode %q needs; "+
+			"use Ambit's ztunnel, or set REDIRECT_MODE=nft", t.ref(), a.c.NodeName, a.redirect.Name())
+	}
+	return nil
+}
+
+// yield closes the agent's listeners where the newest ztunnel has its own on the same ports: the kernel would
+// give a share of the connections to ours, where nobody accepts.
+func (a *Agent) yield(t *tracked) error {
+	if t.yielded || !a.proxies.opensItsOwn() {
+		return nil
+	}
+	a.proxies.narrow(t.uid)
+	t.sockets, t.yielded = zds.Sockets{NetNS: t.sockets.NetNS}, true
+	if err := t.listeners.Close(); err != nil {
+		return fmt.Errorf("close listeners of pod %q: %w", t.ref(), err)
+	}
+	return nil
 }
 
 // announce waits until the newest ztunnel has taken the pod.
