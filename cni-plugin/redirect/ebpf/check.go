@@ -28,7 +28,7 @@ func (r *Redirector) Check(_ context.Context, pod redirect.Pod) error {
 	if err := checkSteer(filepath.Join(t.dir, steerPin), pod.NetNS); err != nil {
 		missing = append(missing, fmt.Errorf("lookup program: %w", err))
 	}
-	for _, l := range t.links {
+	for _, l := range t.found.Links {
 		if err := checkGuard(t.guardPin(l), l.Index); err != nil {
 			missing = append(missing, fmt.Errorf("guard of interface %q: %w", l.Name, err))
 		}

@@ -32,9 +32,9 @@ type target struct {
 	redirect.Pod
 	dir    string
 	cookie uint64
-	own    []netip.Addr // all addresses in the netns
+	found  podnet.Interfaces
+	own    []netip.Addr // all addresses, also those that only Kubernetes knows
 	unique []netip.Addr // those that name the pod on the node
-	links  []podnet.Link
 }
 
 func (r *Redirector) inspect(pod redirect.Pod) (*target, error) {
@@ -52,7 +52,7 @@ func (r *Redirector) inspect(pod redirect.Pod) (*target, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &target{Pod: pod, dir: filepath.Join(r.pods, pod.UID), cookie: cookie, links: found.Links}
+	t := &target{Pod: pod, dir: filepath.Join(r.pods, pod.UID), cookie: cookie, found: found}
 	for _, a := range slices.Concat(pod.IPs, found.Addrs) {
 		a = a.Unmap()
 		if slices.Contains(t.own, a) {
@@ -71,7 +71,7 @@ func (r *Redirector) inspect(pod redirect.Pod) (*target, error) {
 
 func (t *target) setup() podnet.Setup {
 	s := podnet.Setup{
-		Sources: podnet.Sources(t.IPs, t.own),
+		Sources: podnet.Sources(t.IPs, t.found.Addrs),
 		Marks:   []uint32{ports.MarkCapture, ports.MarkApp},
 		// Accepted sockets, and refusals, take the mark of what they answer.
 		Sysctls: []string{"ipv4/tcp_fwmark_accept", "ipv4/fwmark_reflect"},
@@ -228,7 +228,7 @@ func checkGuard(pin string, ifindex int) error {
 }
 
 func (r *Redirector) guardLinks(t *target) error {
-	for _, i := range t.links {
+	for _, i := range t.found.Links {
 		pin := t.guardPin(i)
 		if checkGuard(pin, i.Index) == nil {
 			if err := withLink(pin, func(l link.Link) error { return l.Update(r.guard) }); err != nil {

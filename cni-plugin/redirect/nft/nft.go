@@ -147,29 +147,37 @@ func (r *Redirector) sources() ([]netip.Addr, error) {
 	return host.Addrs, nil
 }
 
-func (r *Redirector) inspect(pod redirect.Pod) (cookie uint64, ips []netip.Addr, err error) {
+// target is a pod with what was found out about it.
+type target struct {
+	redirect.Pod
+	cookie uint64
+	ips    []netip.Addr // that name the pod on the node
+	setup  podnet.Setup
+}
+
+func (r *Redirector) inspect(pod redirect.Pod) (*target, error) {
 	if err := pod.Validate(); err != nil {
-		return 0, nil, err
+		return nil, err
 	}
 	if pod.NetNS == nil || pod.NetNS.Inode() == r.host {
-		return 0, nil, errors.New("refusing to capture the node's own netns")
+		return nil, errors.New("refusing to capture the node's own netns")
 	}
 	found, err := podnet.Read(pod.NetNS)
 	if err != nil {
-		return 0, nil, err
+		return nil, err
 	}
+	t := &target{Pod: pod, setup: podnet.Setup{
+		Sources: podnet.Sources(pod.IPs, found.Addrs),
+		// MarkApp, too: a connection that is bound to lo finds no other route to the pod's own address.
+		Marks: []uint32{ports.MarkCapture, ports.MarkApp},
+	}}
 	for _, a := range slices.Concat(pod.IPs, found.Addrs) {
-		if a = a.Unmap(); !a.IsLinkLocalUnicast() && !slices.Contains(ips, a) {
-			ips = append(ips, a)
+		if a = a.Unmap(); !a.IsLinkLocalUnicast() && !slices.Contains(t.ips, a) {
+			t.ips = append(t.ips, a)
 		}
 	}
-	cookie, err = pod.NetNS.Cookie()
-	return cookie, ips, err
-}
-
-func setup(pod redirect.Pod, ips []netip.Addr) podnet.Setup {
-	// MarkApp, too: a connection that is bound to lo finds no other route to the pod's own address.
-	return podnet.Setup{Sources: podnet.Sources(pod.IPs, ips), Marks: []uint32{ports.MarkCapture, ports.MarkApp}}
+	t.cookie, err = pod.NetNS.Cookie()
+	return t, err
 }
 
 // Enroll implements redirect.Redirector.
@@ -186,7 +194,7 @@ func (r *Redirector) enroll(pod redirect.Pod, ls redirect.Listeners) error {
 	if err := ls.Validate(); err != nil {
 		return err
 	}
-	cookie, ips, err := r.inspect(pod)
+	t, err := r.inspect(pod)
 	if err != nil {
 		return err
 	}
@@ -194,14 +202,14 @@ func (r *Redirector) enroll(pod redirect.Pod, ls redirect.Listeners) error {
 	if err != nil {
 		return err
 	}
-	if err := r.note(pod.UID, cookie); err != nil {
+	if err := r.note(pod.UID, t.cookie); err != nil {
 		return err
 	}
-	if err := setup(pod, ips).Apply(pod.NetNS); err != nil {
+	if err := t.setup.Apply(pod.NetNS); err != nil {
 		return err
 	}
 	if r.probes != nil {
-		if err := r.probes.SetPod(cookie, ips); err != nil {
+		if err := r.probes.SetPod(t.cookie, t.ips); err != nil {
 			return err
 		}
 	}
@@ -242,7 +250,7 @@ func (r *Redirector) unenroll(pod redirect.Pod) error {
 func (r *Redirector) Check(_ context.Context, pod redirect.Pod) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	cookie, ips, err := r.inspect(pod)
+	t, err := r.inspect(pod)
 	if err != nil {
 		return fmt.Errorf("check pod %q: %w", pod.UID, err)
 	}
@@ -250,12 +258,12 @@ func (r *Redirector) Check(_ context.Context, pod redirect.Pod) error {
 	if err != nil {
 		return fmt.Errorf("check pod %q: %w", pod.UID, err)
 	}
-	missing := []error{setup(pod, ips).Check(pod.NetNS), check(pod.NetNS, ruleset(from)), checkListeners(pod.NetNS)}
-	if noted, err := r.noted(pod.UID); err != nil || noted != cookie {
+	missing := []error{t.setup.Check(pod.NetNS), check(pod.NetNS, ruleset(from)), checkListeners(pod.NetNS)}
+	if noted, err := r.noted(pod.UID); err != nil || noted != t.cookie {
 		missing = append(missing, errors.New("note of the pod in the state directory"))
 	}
 	if r.probes != nil {
-		missing = append(missing, r.probes.CheckPod(cookie, ips))
+		missing = append(missing, r.probes.CheckPod(t.cookie, t.ips))
 	}
 	if err := errors.Join(missing...); err != nil {
 		return fmt.Errorf("capture of pod %q is incomplete: %w", pod.UID, err)

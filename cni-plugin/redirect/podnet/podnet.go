@@ -71,15 +71,19 @@ type Setup struct {
 	Sysctls []string     // set to 1
 }
 
-// Sources picks the source address of each family: the pod's first, else the
-// first that the namespace has.
+// Sources picks the source address of each family among those that the
+// namespace has: one that Kubernetes knows too, if there is one.
 func Sources(ips, found []netip.Addr) []netip.Addr {
 	var out []netip.Addr
 	for _, is4 := range []bool{true, false} {
-		all := slices.Concat(ips, found)
-		i := slices.IndexFunc(all, func(a netip.Addr) bool { return a.Is4() == is4 && !a.IsLinkLocalUnicast() })
+		usable := func(a netip.Addr) bool { return a.Is4() == is4 && !a.IsLinkLocalUnicast() }
+		known := func(a netip.Addr) bool { return usable(a) && slices.Contains(ips, a) }
+		i := slices.IndexFunc(found, known)
+		if i < 0 {
+			i = slices.IndexFunc(found, usable)
+		}
 		if i >= 0 {
-			out = append(out, all[i])
+			out = append(out, found[i])
 		}
 	}
 	return out
