@@ -11,6 +11,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 )
 
 // Addresses. No route leads out of the cluster's namespaces, so they may equal addresses outside.
@@ -75,6 +76,9 @@ func (c *Cluster) netnsNames() (names []string) {
 
 // createNetwork makes the namespaces, the bridge, the nodes' links to it and the routes between pods.
 func (c *Cluster) createNetwork() error {
+	if err := shareNetNSDir(); err != nil {
+		return err
+	}
 	if err := c.createControlPlaneNetwork(); err != nil {
 		return err
 	}
@@ -159,7 +163,26 @@ func (c *Cluster) createNodeNetwork(n node) error {
 	})
 }
 
-// newNetNS makes a named network namespace, on a thread that ends afterwards if it cannot come back.
+// shareNetNSDir makes the directory of named namespaces a shared mount, as ip-netns(8) does. Otherwise the next
+// `ip netns add` on this machine would do so, and hide our names under its mount.
+func shareNetNSDir() error {
+	if err := os.MkdirAll(netnsDir, 0o755); err != nil {
+		return fmt.Errorf("make %q: %w", netnsDir, err)
+	}
+	share := func() error { return unix.Mount("", netnsDir, "none", unix.MS_SHARED|unix.MS_REC, "") }
+	err := share()
+	if errors.Is(err, unix.EINVAL) { // not a mount point yet
+		if err = unix.Mount(netnsDir, netnsDir, "none", unix.MS_BIND|unix.MS_REC, ""); err == nil {
+			err = share()
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("share %q: %w", netnsDir, err)
+	}
+	return nil
+}
+
+// newNetNS makes a named network namespace, on a thread that ends with it.
 func newNetNS(name string) error {
 	errc := make(chan error, 1)
 	go func() {
