@@ -101,3 +101,31 @@ func read(t *testing.T, name string) string {
 	}
 	return string(b)
 }
+
+// TestChartsSetWhatIsRead: a variable that a chart sets and its part does not read would be a setting without effect.
+func TestChartsSetWhatIsRead(t *testing.T) {
+	set := regexp.MustCompile(`(?m)^ +- name: ([A-Z][A-Z0-9_]+)$`)
+	for chart, parts := range map[string][]string{
+		"istiod":  {"istiod/...", "internal/telemetry"},
+		"ztunnel": {"ztunnel/...", "internal/telemetry"},
+		"cni":     {"cni-plugin/...", "internal/telemetry", "cmd/node-agent"},
+	} {
+		literals := map[string]bool{}
+		for _, f := range files(t) {
+			if f.test || !matchesAny(parts, f.pkg.path()) {
+				continue
+			}
+			ast.Inspect(f.ast, func(n ast.Node) bool {
+				if lit, ok := n.(*ast.BasicLit); ok && lit.Kind == token.STRING {
+					literals[strings.Trim(lit.Value, "\"`")] = true
+				}
+				return true
+			})
+		}
+		for _, m := range set.FindAllStringSubmatch(read(t, "charts/testdata/"+chart+"-default.golden.yaml"), -1) {
+			if !literals[m[1]] {
+				t.Errorf("chart %s sets %s, which nothing in %s reads", chart, m[1], strings.Join(parts, ", "))
+			}
+		}
+	}
+}

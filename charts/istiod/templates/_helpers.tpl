@@ -35,14 +35,14 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
   valueFrom: { fieldRef: { fieldPath: metadata.name } }
 - name: POD_NAMESPACE
   valueFrom: { fieldRef: { fieldPath: metadata.namespace } }
-- name: SERVICE_ACCOUNT
-  valueFrom: { fieldRef: { fieldPath: spec.serviceAccountName } }
 - name: CLUSTER_ID
   value: {{ .Values.global.multiCluster.clusterName | default "Kubernetes" | quote }}
 - name: NETWORK
   value: {{ .Values.global.network | quote }}
 - name: TRUST_DOMAIN
   value: {{ .Values.meshConfig.trustDomain | default .Values.global.trustDomain | quote }}
+- name: DOMAIN_SUFFIX
+  value: {{ .Values.global.proxy.clusterDomain | quote }}
 - name: ROOT_NAMESPACE
   value: {{ .Values.meshConfig.rootNamespace | default .Values.global.istioNamespace | quote }}
 - name: CA_TRUSTED_NODE_ACCOUNTS

@@ -33,8 +33,8 @@ func newUninstall() *cobra.Command {
 		Short: "Remove the mesh",
 		Long: "uninstall removes the four releases in the reverse order of install. The custom resource definitions stay, and\n" +
 			"with them all policies, unless --purge-crds is given; so does the namespace, with the signing key.\n" +
-			"It refuses while a namespace or pod is labelled for the mesh, because such pods would be left without network:\n" +
-			"remove the labels first, which breaks no connection.",
+			"It refuses while a namespace or pod is labelled for the mesh, because their traffic would be plaintext from then on,\n" +
+			"and on a node whose agent does not run they would stay captured: remove the labels first, which breaks no connection.",
 		Example: "  kubectl label namespace shop istio.io/dataplane-mode-\n" +
 			"  ambit uninstall",
 		Args: cobra.NoArgs,
