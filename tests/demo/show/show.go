@@ -36,16 +36,30 @@ type demo struct {
 	checks []Check
 }
 
+// act is one part of the demo.
+type act struct {
+	title string
+	play  func(context.Context) error
+}
+
 // Run plays the demo on a fresh cluster and returns its checks. An error means that it could not go on; the checks
 // up to there are returned with it.
 func Run(ctx context.Context, s *stage.Stage) ([]Check, error) {
 	d := &demo{Stage: s}
-	for _, act := range []struct {
-		title string
-		play  func(context.Context) error
-	}{
+	return d.play(ctx, append([]act{
 		{"A Kubernetes with two nodes, and our images on it", d.startCluster},
 		{"Install the mesh", d.installMesh},
+	}, d.acts()...))
+}
+
+// Play is Run on a cluster that has the mesh already, with the shop not in it.
+func Play(ctx context.Context, s *stage.Stage) ([]Check, error) {
+	d := &demo{Stage: s}
+	return d.play(ctx, d.acts())
+}
+
+func (d *demo) acts() []act {
+	return []act{
 		{"A shop opens, without the mesh", d.openShop},
 		{"What one can read between the nodes", d.lookBefore},
 		{"Put the shop into the mesh", d.label},
@@ -53,10 +67,14 @@ func Run(ctx context.Context, s *stage.Stage) ([]Check, error) {
 		{"Who talks to whom", d.identities},
 		{"Only checkout may charge", d.policy},
 		{"What the mesh counted", d.metrics},
-	} {
-		s.Progress.Heading("%s", act.title)
-		if err := act.play(ctx); err != nil {
-			return d.checks, fmt.Errorf("%s: %w", act.title, err)
+	}
+}
+
+func (d *demo) play(ctx context.Context, acts []act) ([]Check, error) {
+	for _, a := range acts {
+		d.Progress.Heading("%s", a.title)
+		if err := a.play(ctx); err != nil {
+			return d.checks, fmt.Errorf("%s: %w", a.title, err)
 		}
 	}
 	return d.checks, nil

@@ -187,14 +187,18 @@ func (s *Stage) Exec(ctx context.Context, namespace, pod string, argv ...string)
 func Poll(ctx context.Context, limit time.Duration, f func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
+	var last error
 	for {
 		err := f(ctx)
 		if err == nil {
 			return nil
 		}
+		if last == nil || ctx.Err() == nil {
+			last = err // not what the end of the time made of it
+		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("not within %s: %w", limit, err)
+			return fmt.Errorf("not within %s: %w", limit, last)
 		case <-time.After(pollInterval):
 		}
 	}
