@@ -78,11 +78,11 @@ func RecvMsg(c *net.UnixConn, maxBytes, maxFDs int) ([]byte, []*os.File, error) 
 		oob = make([]byte, unix.CmsgSpace(maxFDs*4))
 	}
 	n, oobn, flags, _, err := c.ReadMsgUnix(p, oob)
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, nil, fmt.Errorf("receive message: %w", err)
 	}
 	// An empty message reads as the end of the stream, but files may still hang on it.
-	ended := err == io.EOF || n == 0
+	ended := err != nil || n == 0
 	if ended && oobn == 0 {
 		return nil, nil, io.EOF
 	}

@@ -60,23 +60,15 @@ func NetNSFromFile(f *os.File) (*NetNS, error) {
 
 // NewNetNS makes an empty namespace, its loopback down. It goes away when the
 // last handle, socket and process in it are gone.
-func NewNetNS() (*NetNS, error) {
-	type made struct {
-		n   *NetNS
-		err error
-	}
-	result := make(chan made)
-	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
+func NewNetNS() (n *NetNS, err error) {
+	err = away(func() (err error) {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			result <- made{err: fmt.Errorf("make netns: %w", err)}
-			return
+			return fmt.Errorf("make netns: %w", err)
 		}
-		n, err := CurrentNetNS()
-		result <- made{n, err}
-	}()
-	m := <-result
-	return m.n, m.err
+		n, err = CurrentNetNS()
+		return err
+	})
+	return n, err
 }
 
 // CurrentNetNS returns the namespace of the calling thread.
@@ -169,54 +161,52 @@ func (n *NetNS) Do(fn func() error) error {
 	if n == nil {
 		return fn()
 	}
+	return away(func() error {
+		if err := n.enter(); err != nil {
+			return err
+		}
+		return fn()
+	})
+}
+
+// away runs fn, which may enter another namespace, on a thread of its own and
+// puts the thread back.
+func away(fn func() error) error {
 	result := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
-		entered, err := n.enter()
+		home, err := unix.Open(selfNetNS, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		if err != nil {
 			runtime.UnlockOSThread()
-			result <- err
+			result <- fmt.Errorf("open own netns: %w", err)
 			return
 		}
-		// Also when fn ends the goroutine (as testing's FailNow does) the caller must wake up and the
-		// thread must not return to the pool: then the lock stays, and the thread ends with the goroutine.
-		finished := false
+		err = errors.New("function ended its goroutine") // as testing's FailNow does
 		defer func() {
-			if !finished {
-				unix.Close(entered)
-				result <- errors.New("function ended its goroutine")
+			// A thread that can't be put back stays locked, and ends with its goroutine.
+			if unix.Setns(home, unix.CLONE_NEWNET) == nil {
+				runtime.UnlockOSThread()
 			}
+			unix.Close(home)
+			result <- err
 		}()
 		err = fn()
-		finished = true
-		if restore := unix.Setns(entered, unix.CLONE_NEWNET); restore == nil {
-			runtime.UnlockOSThread()
-		}
-		unix.Close(entered)
-		result <- err
 	}()
 	return <-result
 }
 
-// enter moves the calling thread into n and returns a descriptor of the
-// namespace that it came from.
-func (n *NetNS) enter() (home int, err error) {
-	home, err = unix.Open(selfNetNS, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return -1, fmt.Errorf("open own netns: %w", err)
-	}
+// enter moves the calling thread into n.
+func (n *NetNS) enter() error {
 	n.mu.RLock()
 	defer n.mu.RUnlock()
-	if n.fd < 0 {
-		err = os.ErrClosed
-	} else {
+	err := os.ErrClosed
+	if n.fd >= 0 {
 		err = unix.Setns(n.fd, unix.CLONE_NEWNET)
 	}
 	if err != nil {
-		unix.Close(home)
-		return -1, fmt.Errorf("enter netns %d: %w", n.inode, err)
+		return fmt.Errorf("enter netns %d: %w", n.inode, err)
 	}
-	return home, nil
+	return nil
 }
 
 // socket makes a close-on-exec socket that belongs to n for its whole life,
