@@ -630,3 +630,5 @@ func localAddr(t *testing.T, f *os.File, ip netip.Addr) netip.AddrPort {
 	defer l.Close()
 	return netip.AddrPortFrom(ip, l.Addr().(*net.TCPAddr).AddrPort().Port())
 }
+
+func (w *world) metrics() *Metrics { return NewMetrics(prometheus.NewRegistry()) }
