@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/ambit-mesh/ambit/cni-plugin/redirect"
 )
 
 // shortly bounds an attempt that may hang because nobody answers.
@@ -93,41 +95,43 @@ func (k *churn) end(t *testing.T) {
 }
 
 func TestReplacingTheProxyRefusesNobody(t *testing.T) {
-	m := newMesh(t).start()
-	a, a2, b, c := m.pods["a"], m.pods["a2"], m.pods["b"], m.pods["c"]
-	b.serveEcho(appPort)
-	for i, n := range []*node{m.nodes[0], m.nodes[1]} {
-		load := startChurn(4, []*pod{a, a2, c}, addr(b, appPort))
-		live := []stream{{a.mustDial(addr(b, appPort)), "tunnel"}, {c.mustDial(addr(b, appPort)), "plaintext"}}
-		for _, s := range live {
-			if err := s.talk(); err != nil {
-				t.Fatal(err)
+	eachKind(t, func(t *testing.T, m *mesh) {
+		m.start()
+		a, a2, b, c := m.pods["a"], m.pods["a2"], m.pods["b"], m.pods["c"]
+		b.serveEcho(appPort)
+		for i, n := range []*node{m.nodes[0], m.nodes[1]} {
+			load := startChurn(4, []*pod{a, a2, c}, addr(b, appPort))
+			live := []stream{{a.mustDial(addr(b, appPort)), "tunnel"}, {c.mustDial(addr(b, appPort)), "plaintext"}}
+			for _, s := range live {
+				if err := s.talk(); err != nil {
+					t.Fatal(err)
+				}
 			}
-		}
-		old := n.proxy
-		n.proxy = n.startProxy()
-		n.proxy.waitReady()
-		old.terminate()
-		began := load.total.Load()
-		eventually(t, "connections are served while the old proxy drains", func() bool { return load.total.Load() > began+100 })
-		select {
-		case <-old.done:
-			t.Error("the old proxy ended although it holds live connections")
-		default:
-		}
-		for _, s := range live {
-			if err := s.talk(); err != nil {
-				t.Errorf("replace %d: a live stream broke: %v", i, err)
+			old := n.proxy
+			n.proxy = n.startProxy()
+			n.proxy.waitReady()
+			old.terminate()
+			began := load.total.Load()
+			eventually(t, "connections are served while the old proxy drains", func() bool { return load.total.Load() > began+100 })
+			select {
+			case <-old.done:
+				t.Error("the old proxy ended although it holds live connections")
+			default:
 			}
-			s.c.Close()
+			for _, s := range live {
+				if err := s.talk(); err != nil {
+					t.Errorf("replace %d: a live stream broke: %v", i, err)
+				}
+				s.c.Close()
+			}
+			select {
+			case <-old.done:
+			case <-time.After(atOnce * 2):
+				t.Error("the old proxy goes on although all its connections have ended")
+			}
+			load.end(t)
 		}
-		select {
-		case <-old.done:
-		case <-time.After(atOnce * 2):
-			t.Error("the old proxy goes on although all its connections have ended")
-		}
-		load.end(t)
-	}
+	})
 }
 
 func TestADrainCutsWhatOutlivesTheGracePeriod(t *testing.T) {
@@ -196,55 +200,57 @@ func TestARestartedAgentGetsListenersBackAndNothingBreaks(t *testing.T) {
 }
 
 func TestLeavingTheMeshKeepsLiveConnections(t *testing.T) {
-	m := newMesh(t).start()
-	a, b, c := m.pods["a"], m.pods["b"], m.pods["c"]
-	b.serveEcho(appPort)
-	c.serveEcho(appPort)
-	live := []stream{
-		{a.mustDial(addr(b, appPort)), "tunnel"}, {a.mustDial(addr(c, appPort)), "outbound"}, {c.mustDial(addr(b, appPort)), "inbound"},
-	}
-	for _, s := range live {
-		if err := s.talk(); err != nil {
-			t.Fatal(err)
+	eachKind(t, func(t *testing.T, m *mesh) {
+		m.start()
+		a, b, c := m.pods["a"], m.pods["b"], m.pods["c"]
+		b.serveEcho(appPort)
+		c.serveEcho(appPort)
+		live := []stream{
+			{a.mustDial(addr(b, appPort)), "tunnel"}, {a.mustDial(addr(c, appPort)), "outbound"}, {c.mustDial(addr(b, appPort)), "inbound"},
 		}
-	}
-	m.nodes[0].agent.unenrol(a)
-	m.nodes[1].agent.unenrol(b)
-	// The others still believe that b is in the mesh: its tunnel port answers for a while.
-	if err := once(m.pods["a2"], addr(b, appPort)); err != nil {
-		t.Errorf("a caller with old state: %v", err)
-	}
-	a.plain, b.plain = true, true
-	m.writeState()
-	for _, s := range live {
-		if err := s.talk(); err != nil {
-			t.Errorf("after leaving: %v", err)
-		}
-	}
-	eventually(t, "new connections are direct", func() bool { return once(m.pods["a2"], addr(b, appPort)) == nil })
-	// And back again.
-	m.nodes[0].agent.enrol(a)
-	m.nodes[1].agent.enrol(b)
-	a.plain, b.plain = false, false
-	m.writeState()
-	mark := len(m.nodes[1].proxy.log())
-	eventually(t, "new connections are tunnelled again", func() bool {
-		if err := once(a, addr(b, appPort)); err != nil {
-			t.Errorf("after joining again: %v", err)
-			return true
-		}
-		for _, l := range m.nodes[1].proxy.log()[mark:] {
-			if containsAll(l, []string{"direction=inbound", "src.identity=spiffe://cluster.local/ns/default/sa/sa-a"}) {
-				return true
+		for _, s := range live {
+			if err := s.talk(); err != nil {
+				t.Fatal(err)
 			}
 		}
-		return false
-	})
-	for _, s := range live {
-		if err := s.talk(); err != nil {
-			t.Errorf("after joining again: %v", err)
+		m.nodes[0].agent.unenrol(a)
+		m.nodes[1].agent.unenrol(b)
+		// The others still believe that b is in the mesh: its tunnel port answers for a while.
+		if err := once(m.pods["a2"], addr(b, appPort)); err != nil {
+			t.Errorf("a caller with old state: %v", err)
 		}
-	}
+		a.plain, b.plain = true, true
+		m.writeState()
+		for _, s := range live {
+			if err := s.talk(); err != nil {
+				t.Errorf("after leaving: %v", err)
+			}
+		}
+		eventually(t, "new connections are direct", func() bool { return once(m.pods["a2"], addr(b, appPort)) == nil })
+		// And back again.
+		m.nodes[0].agent.enrol(a)
+		m.nodes[1].agent.enrol(b)
+		a.plain, b.plain = false, false
+		m.writeState()
+		mark := len(m.nodes[1].proxy.log())
+		eventually(t, "new connections are tunnelled again", func() bool {
+			if err := once(a, addr(b, appPort)); err != nil {
+				t.Errorf("after joining again: %v", err)
+				return true
+			}
+			for _, l := range m.nodes[1].proxy.log()[mark:] {
+				if containsAll(l, []string{"direction=inbound", "src.identity=spiffe://cluster.local/ns/default/sa/sa-a"}) {
+					return true
+				}
+			}
+			return false
+		})
+		for _, s := range live {
+			if err := s.talk(); err != nil {
+				t.Errorf("after joining again: %v", err)
+			}
+		}
+	})
 }
 
 func TestNothingIsLeftOfConnectionsAndPods(t *testing.T) {
@@ -302,6 +308,7 @@ func TestNothingIsLeftOfConnectionsAndPods(t *testing.T) {
 
 func TestIstiosAgentIsServed(t *testing.T) {
 	m := newMesh(t)
+	m.kind = redirect.ModeNFT
 	m.writeState()
 	for _, n := range m.nodes {
 		n.agent = newAgent(n)

@@ -2,7 +2,6 @@ package proxy
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -16,7 +15,7 @@ import (
 	"time"
 
 	"github.com/ambit-mesh/ambit/cni-plugin/redirect"
-	"github.com/ambit-mesh/ambit/cni-plugin/redirect/nft"
+	"github.com/ambit-mesh/ambit/cni-plugin/redirect/choose"
 	"github.com/ambit-mesh/ambit/internal/identity/ca"
 	"github.com/ambit-mesh/ambit/internal/linux"
 	"github.com/ambit-mesh/ambit/tests/node/topology"
@@ -34,8 +33,9 @@ type mesh struct {
 	fab   *topology.Fabric
 	nodes []*node
 	dir   string
+	kind  string // of capture
 	pods  map[string]*pod
-	// extra is appended to the state file: services and policies.
+	// Appended to the state file.
 	services, policies string
 }
 
@@ -63,7 +63,7 @@ type pod struct {
 // newMesh makes pods a and a2 on node 1 and b on node 2, all in the mesh, and c on node 2, which is not.
 func newMesh(t *testing.T) *mesh {
 	t.Helper()
-	m := &mesh{t: t, dir: t.TempDir(), pods: map[string]*pod{}}
+	m := &mesh{t: t, dir: t.TempDir(), kind: redirect.ModeEBPF, pods: map[string]*pod{}}
 	var err error
 	if m.fab, err = topology.New(2); err != nil {
 		t.Fatal(err)
@@ -164,13 +164,36 @@ func (m *mesh) vip(name, vip string, target int, pods ...string) {
 func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
 
 func newRedirector(n *node) redirect.Redirector {
-	n.m.t.Helper()
-	r, err := nft.New(redirect.Config{StateDir: filepath.Join(n.dir, "captured"), HostNetNS: n.top.NetNS, HostProc: "/proc", Log: quiet()},
-		func() error { return errors.New("probes are not part of this test") })
-	if err != nil {
-		n.m.t.Fatal(err)
+	t := n.m.t
+	t.Helper()
+	// A BPF filesystem takes no dots in names.
+	name := strings.NewReplacer("/", "_", ".", "_").Replace(t.Name()) + "_" + n.top.Name
+	cfg := redirect.Config{
+		BPFDir: filepath.Join(box.bpffs, name), StateDir: filepath.Join(n.dir, "captured"), CgroupRoot: box.cgroup,
+		KubeletCgroups: []string{box.kubelet}, HostNetNS: n.top.NetNS, HostProc: "/proc", Mode: n.m.kind, Log: quiet(),
 	}
+	r, err := choose.Probe(context.Background(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := r.Close(); err != nil {
+			t.Errorf("close capture: %v", err)
+		}
+		os.RemoveAll(cfg.BPFDir)
+	})
 	return r
+}
+
+// eachKind runs a test with both kinds of capture.
+func eachKind(t *testing.T, test func(t *testing.T, m *mesh)) {
+	for _, kind := range []string{redirect.ModeEBPF, redirect.ModeNFT} {
+		t.Run(kind, func(t *testing.T) {
+			m := newMesh(t)
+			m.kind = kind
+			test(t, m)
+		})
+	}
 }
 
 // dial connects from the pod as its app would.

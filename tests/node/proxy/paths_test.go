@@ -41,40 +41,41 @@ func (p *pod) isReset(to netip.AddrPort) error {
 }
 
 func TestTrafficBetweenPodsIsMutualTLSWithSourceAddressKept(t *testing.T) {
-	m := newMesh(t)
-	m.vip("web", "10.96.0.1", appPort, "b")
-	m.start()
-	a, b := m.pods["a"], m.pods["b"]
-	b.serveHTTP(appPort)
-	for _, tt := range []struct {
-		name string
-		to   netip.AddrPort
-		from netip.Addr
-	}{
-		{"pod address", addr(b, appPort), a.IP},
-		{"pod address, IPv6", addr6(b, appPort), a.IP6},
-		{"service address", netip.MustParseAddrPort("10.96.0.1:80"), a.IP},
-	} {
-		got, err := a.get(tt.to)
-		if want := fmt.Sprintf("b saw %s", tt.from); err != nil || got != want {
-			t.Errorf("%s: got %q, %v, want %q", tt.name, got, err, want)
+	eachKind(t, func(t *testing.T, m *mesh) {
+		m.vip("web", "10.96.0.1", appPort, "b")
+		m.start()
+		a, b := m.pods["a"], m.pods["b"]
+		b.serveHTTP(appPort)
+		for _, tt := range []struct {
+			name string
+			to   netip.AddrPort
+			from netip.Addr
+		}{
+			{"pod address", addr(b, appPort), a.IP},
+			{"pod address, IPv6", addr6(b, appPort), a.IP6},
+			{"service address", netip.MustParseAddrPort("10.96.0.1:80"), a.IP},
+		} {
+			got, err := a.get(tt.to)
+			if want := fmt.Sprintf("b saw %s", tt.from); err != nil || got != want {
+				t.Errorf("%s: got %q, %v, want %q", tt.name, got, err, want)
+			}
 		}
-	}
-	src, dst := `src.identity=spiffe://cluster.local/ns/default/sa/sa-a`, `dst.identity=spiffe://cluster.local/ns/default/sa/sa-b`
-	tunnel := fmt.Sprintf("dst.addr=%s:15008", b.IP)
-	m.nodes[0].proxy.access(src, dst, tunnel, "direction=outbound", "src.workload=a", "dst.workload=b", "dst.hbone_addr="+addr(b, appPort).String(), "dst.service=web.default.svc", "trace_id=")
-	m.nodes[1].proxy.access(src, dst, tunnel, "direction=inbound", "src.workload=a", "dst.workload=b", "dst.service=web.default.svc")
-	labels := []string{`connection_security_policy="mutual_tls"`, `source_principal="spiffe://cluster.local/ns/default/sa/sa-a"`,
-		`destination_principal="spiffe://cluster.local/ns/default/sa/sa-b"`, `source_workload="a"`, `destination_workload="b"`, `response_flags="-"`}
-	for i, reporter := range []string{"source", "destination"} {
-		p := m.nodes[i].proxy
-		eventually(t, reporter+" counts 3 connections", func() bool {
-			return p.metric("istio_tcp_connections_closed_total", append(labels, `reporter="`+reporter+`"`)...) == 3
-		})
-		if n := p.metric("istio_tcp_connections_opened_total", append(labels, `reporter="`+reporter+`"`)...); n != 3 {
-			t.Errorf("%s counts %v opened", reporter, n)
+		src, dst := `src.identity=spiffe://cluster.local/ns/default/sa/sa-a`, `dst.identity=spiffe://cluster.local/ns/default/sa/sa-b`
+		tunnel := fmt.Sprintf("dst.addr=%s:15008", b.IP)
+		m.nodes[0].proxy.access(src, dst, tunnel, "direction=outbound", "src.workload=a", "dst.workload=b", "dst.hbone_addr="+addr(b, appPort).String(), "dst.service=web.default.svc", "trace_id=")
+		m.nodes[1].proxy.access(src, dst, tunnel, "direction=inbound", "src.workload=a", "dst.workload=b", "dst.service=web.default.svc")
+		labels := []string{`connection_security_policy="mutual_tls"`, `source_principal="spiffe://cluster.local/ns/default/sa/sa-a"`,
+			`destination_principal="spiffe://cluster.local/ns/default/sa/sa-b"`, `source_workload="a"`, `destination_workload="b"`, `response_flags="-"`}
+		for i, reporter := range []string{"source", "destination"} {
+			p := m.nodes[i].proxy
+			eventually(t, reporter+" counts 3 connections", func() bool {
+				return p.metric("istio_tcp_connections_closed_total", append(labels, `reporter="`+reporter+`"`)...) == 3
+			})
+			if n := p.metric("istio_tcp_connections_opened_total", append(labels, `reporter="`+reporter+`"`)...); n != 3 {
+				t.Errorf("%s counts %v opened", reporter, n)
+			}
 		}
-	}
+	})
 }
 
 func TestBothSidesCountTheSameBytes(t *testing.T) {
@@ -109,22 +110,23 @@ func TestBothSidesCountTheSameBytes(t *testing.T) {
 }
 
 func TestPodsOfOneNodeAndAPodWithItself(t *testing.T) {
-	m := newMesh(t)
-	m.vip("self", "10.96.0.2", appPort, "a")
-	m.policies = `- {name: only-a, namespace: default, scope: Namespace, action: Allow, rules: [[[{principals: [{Exact: cluster.local/ns/default/sa/sa-a}]}]]]}` + "\n"
-	m.start()
-	a, a2 := m.pods["a"], m.pods["a2"]
-	a.serveHTTP(appPort)
-	a2.serveHTTP(appPort)
-	if got, err := a.get(addr(a2, appPort)); err != nil || got != fmt.Sprintf("a2 saw %s", a.IP) {
-		t.Errorf("neighbour: got %q, %v", got, err)
-	}
-	m.nodes[0].proxy.access("direction=inbound", "dst.workload=a2", "src.identity=spiffe://cluster.local/ns/default/sa/sa-a")
-	for _, to := range []netip.AddrPort{netip.MustParseAddrPort("10.96.0.2:80"), addr(a, appPort), netip.MustParseAddrPort("127.0.0.1:8080")} {
-		if got, err := a.get(to); err != nil || !strings.HasPrefix(got, "a saw ") {
-			t.Errorf("itself by %s: got %q, %v", to, got, err)
+	eachKind(t, func(t *testing.T, m *mesh) {
+		m.vip("self", "10.96.0.2", appPort, "a")
+		m.policies = `- {name: only-a, namespace: default, scope: Namespace, action: Allow, rules: [[[{principals: [{Exact: cluster.local/ns/default/sa/sa-a}]}]]]}` + "\n"
+		m.start()
+		a, a2 := m.pods["a"], m.pods["a2"]
+		a.serveHTTP(appPort)
+		a2.serveHTTP(appPort)
+		if got, err := a.get(addr(a2, appPort)); err != nil || got != fmt.Sprintf("a2 saw %s", a.IP) {
+			t.Errorf("neighbour: got %q, %v", got, err)
 		}
-	}
+		m.nodes[0].proxy.access("direction=inbound", "dst.workload=a2", "src.identity=spiffe://cluster.local/ns/default/sa/sa-a")
+		for _, to := range []netip.AddrPort{netip.MustParseAddrPort("10.96.0.2:80"), addr(a, appPort), netip.MustParseAddrPort("127.0.0.1:8080")} {
+			if got, err := a.get(to); err != nil || !strings.HasPrefix(got, "a saw ") {
+				t.Errorf("itself by %s: got %q, %v", to, got, err)
+			}
+		}
+	})
 }
 
 func TestUnknownDestinationsPassThrough(t *testing.T) {
@@ -181,23 +183,25 @@ func TestNoHealthyEndpointIsRefusedAndNeverPlaintext(t *testing.T) {
 }
 
 func TestAClosedPortIsRefusedAtOnce(t *testing.T) {
-	m := newMesh(t).start()
-	b := m.pods["b"]
-	for name, from := range map[string]*pod{"through the mesh": m.pods["a"], "from outside": m.pods["c"]} {
-		for _, to := range []netip.AddrPort{addr(b, 9), addr6(b, 9)} {
-			// The first one also resolves neighbours.
-			_ = from.isReset(to)
-			began := time.Now()
-			if err := from.isReset(to); err != nil {
-				t.Errorf("%s, %s: %v", name, to, err)
-			}
-			if d := time.Since(began); d > atOnce {
-				t.Errorf("%s, %s: took %v", name, to, d)
+	eachKind(t, func(t *testing.T, m *mesh) {
+		m.start()
+		b := m.pods["b"]
+		for name, from := range map[string]*pod{"through the mesh": m.pods["a"], "from outside": m.pods["c"]} {
+			for _, to := range []netip.AddrPort{addr(b, 9), addr6(b, 9)} {
+				// The first one also resolves neighbours.
+				_ = from.isReset(to)
+				began := time.Now()
+				if err := from.isReset(to); err != nil {
+					t.Errorf("%s, %s: %v", name, to, err)
+				}
+				if d := time.Since(began); d > atOnce {
+					t.Errorf("%s, %s: took %v", name, to, d)
+				}
 			}
 		}
-	}
-	m.nodes[1].proxy.access("direction=inbound", "response_flags=CONNECT", "dst.hbone_addr="+addr(b, 9).String(), "connection refused")
-	m.nodes[0].proxy.access("direction=outbound", "response_flags=CONNECT", "503")
+		m.nodes[1].proxy.access("direction=inbound", "response_flags=CONNECT", "dst.hbone_addr="+addr(b, 9).String(), "connection refused")
+		m.nodes[0].proxy.access("direction=outbound", "response_flags=CONNECT", "503")
+	})
 }
 
 func TestHalfCloseAndResetCrossTheMesh(t *testing.T) {
@@ -247,32 +251,34 @@ func TestHalfCloseAndResetCrossTheMesh(t *testing.T) {
 }
 
 func TestCallsToTheProxyItselfGetNowhere(t *testing.T) {
-	m := newMesh(t).start()
-	a, b, c := m.pods["a"], m.pods["b"], m.pods["c"]
-	loop, loop6 := netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("::1")
-	type call struct {
-		from *pod
-		to   netip.Addr
-	}
-	var calls []call
-	for _, from := range []*pod{a, c} {
-		for _, to := range []netip.Addr{loop, loop6, a.IP, a.IP6, b.IP, b.IP6, m.pods["a2"].IP, m.nodes[0].top.IP} {
-			calls = append(calls, call{from, to})
+	eachKind(t, func(t *testing.T, m *mesh) {
+		m.start()
+		a, b, c := m.pods["a"], m.pods["b"], m.pods["c"]
+		loop, loop6 := netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("::1")
+		type call struct {
+			from *pod
+			to   netip.Addr
 		}
-	}
-	for _, k := range calls {
-		for _, port := range []uint16{15001, 15006, 15008, 15080, 15000, 15020, 15021} {
-			to := netip.AddrPortFrom(k.to, port)
-			if err := nowhere(k.from, to); err != nil {
-				t.Errorf("%s to %s: %v", k.from.Name, to, err)
+		var calls []call
+		for _, from := range []*pod{a, c} {
+			for _, to := range []netip.Addr{loop, loop6, a.IP, a.IP6, b.IP, b.IP6, m.pods["a2"].IP, m.nodes[0].top.IP} {
+				calls = append(calls, call{from, to})
 			}
 		}
-	}
-	// The proxies are as well as before.
-	b.serveHTTP(appPort)
-	if _, err := a.get(addr(b, appPort)); err != nil {
-		t.Error(err)
-	}
+		for _, k := range calls {
+			for _, port := range []uint16{15001, 15006, 15008, 15080, 15000, 15020, 15021} {
+				to := netip.AddrPortFrom(k.to, port)
+				if err := nowhere(k.from, to); err != nil {
+					t.Errorf("%s to %s: %v", k.from.Name, to, err)
+				}
+			}
+		}
+		// The proxies are as well as before.
+		b.serveHTTP(appPort)
+		if _, err := a.get(addr(b, appPort)); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // nowhere passes if a request is not answered: no connection, or one that ends without a byte of HTTP.
