@@ -24,6 +24,7 @@ import (
 // process is a ztunnel in a node's netns.
 type process struct {
 	n    *node
+	ns   *linux.NetNS
 	cmd  *exec.Cmd
 	done chan struct{}
 	err  error
@@ -35,24 +36,32 @@ type process struct {
 
 // startProxy starts a ztunnel; several may run on a node, each with ports of its own.
 func (n *node) startProxy() *process {
+	n.m.t.Helper()
+	port := 15000
+	if n.proxy != nil {
+		port = n.proxy.port + 100
+	}
+	return n.startProcess(n.top.NetNS, port, "INPOD_UDS="+filepath.Join(n.dir, "zds.sock"))
+}
+
+// startProcess starts a ztunnel in a netns.
+func (n *node) startProcess(ns *linux.NetNS, port int, env ...string) *process {
 	t := n.m.t
 	t.Helper()
-	p := &process{n: n, done: make(chan struct{}), port: 15000}
-	if n.proxy != nil {
-		p.port = n.proxy.port + 100
-	}
+	p := &process{n: n, ns: ns, done: make(chan struct{}), port: port}
 	p.cmd = exec.Command(os.Args[0])
 	p.cmd.Env = append(os.Environ(), envZtunnel+"=1", "LOG_LEVEL=info", "NODE_NAME="+n.top.Name, "CLUSTER_ID=cluster1",
-		"LOCAL_XDS_PATH="+n.m.stateFile(), "AMBIT_CA_DIR="+filepath.Join(n.m.dir, "ca"), "INPOD_UDS="+filepath.Join(n.dir, "zds.sock"),
+		"LOCAL_XDS_PATH="+n.m.stateFile(), "AMBIT_CA_DIR="+filepath.Join(n.m.dir, "ca"),
 		"TERMINATION_GRACE_PERIOD_SECONDS=15",
 		fmt.Sprintf("ADMIN_ADDR=127.0.0.1:%d", p.port), fmt.Sprintf("STATS_ADDR=127.0.0.1:%d", p.port+1), fmt.Sprintf("READINESS_ADDR=127.0.0.1:%d", p.port+2))
+	p.cmd.Env = append(p.cmd.Env, env...)
 	out, err := p.cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
 	p.cmd.Stderr = p.cmd.Stdout
-	// The child is forked from the thread that is in the node's netns.
-	if err := n.top.NetNS.Do(p.cmd.Start); err != nil {
+	// The child is forked from the thread that is in the netns.
+	if err := ns.Do(p.cmd.Start); err != nil {
 		t.Fatal(err)
 	}
 	read := make(chan struct{})
@@ -102,7 +111,7 @@ func (p *process) terminate() {
 func (p *process) http(method string, port int, path string) (int, string, error) {
 	c := &http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
-			return p.n.top.NetNS.Dial(ctx, netip.MustParseAddrPort(addr), linux.DialOptions{})
+			return p.ns.Dial(ctx, netip.MustParseAddrPort(addr), linux.DialOptions{})
 		}}}
 	r, err := http.NewRequest(method, fmt.Sprintf("http://127.0.0.1:%d%s", port, path), nil)
 	if err != nil {
