@@ -38,7 +38,8 @@ generate: ## Write generated code anew: protobuf, BPF objects, CRDs. Needs proto
 
 .PHONY: generate-check
 generate-check: generate ## Fail if the committed generated code is not what `make generate` writes.
-	git diff --exit-code --stat
+	@changed=$$(git status --porcelain -- '*.pb.go' 'bpf/*_bpfel.*' charts/base/files); \
+	if [[ -n $$changed ]]; then echo "committed generated code is not current:"; echo "$$changed"; exit 1; fi
 
 .PHONY: golden
 golden: ## Accept new golden files and dependency lists; look at the diff before you commit it.

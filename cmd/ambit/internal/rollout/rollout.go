@@ -167,6 +167,9 @@ func explain(p *corev1.Pod) (trouble, hint string) {
 			return fmt.Sprintf("pod %s: not scheduled: %s", p.Name, c.Message), "make room for it, or see tolerations and nodeSelector in the chart's values"
 		}
 	}
+	if p.Spec.NodeName == "" {
+		return fmt.Sprintf("pod %s to be scheduled", p.Name), ""
+	}
 	where := fmt.Sprintf("pod %s on node %s", p.Name, p.Spec.NodeName)
 	for _, c := range append(p.Status.InitContainerStatuses, p.Status.ContainerStatuses...) {
 		if c.State.Waiting == nil {
