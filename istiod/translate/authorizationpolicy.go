@@ -109,7 +109,7 @@ func l7Note(wire *security.Authorization, dropped map[string]bool) string {
 	if wire.Action == security.Action_DENY {
 		effect = "this DENY policy applies without them"
 	}
-	return fmt.Sprintf("ztunnel sees no HTTP attributes (%s): %s; a waypoint enforces them", strings.Join(names, ", "), effect)
+	return fmt.Sprintf("ztunnel does not see %s: %s; a waypoint does", strings.Join(names, ", "), effect)
 }
 
 // ruleTranslation collects what is wrong with one rule, and what of it is layer 7.
