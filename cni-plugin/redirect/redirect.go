@@ -117,6 +117,13 @@ type Redirector interface {
 	Close() error
 }
 
+// Remover is a Redirector that can take itself off the node, when the mesh is
+// uninstalled. Pods that are still enrolled are let go first; their live
+// connections end with the listeners.
+type Remover interface {
+	Remove(context.Context) error
+}
+
 // Modes of Config.
 const (
 	ModeAuto = ""

@@ -25,35 +25,49 @@ const (
 
 // Probe returns the best Redirector that works on this node: by BPF, else by
 // nftables, saying why. Mode forces one; then its failure is the caller's.
+//
+// While pods are captured one way, they are not captured another: their
+// listeners and their live connections belong to the first.
 func Probe(ctx context.Context, cfg redirect.Config) (redirect.Redirector, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
 	fill(&cfg)
-	switch cfg.Mode {
-	case redirect.ModeEBPF:
-		r, err := ebpf.New(cfg)
-		if err != nil {
-			return nil, fmt.Errorf("capture by BPF: %w", err)
-		}
-		return r, nil
-	case redirect.ModeNFT:
+	byBPF, byNFT := ebpf.Captured(cfg), nft.Captured(cfg)
+	switch {
+	case cfg.Mode == redirect.ModeEBPF && byNFT:
+		return nil, errors.New("capture by BPF: pods of this node are captured by nftables; take them out of the mesh, or restart the node")
+	case cfg.Mode == redirect.ModeNFT && byBPF:
+		return nil, errors.New("capture by nftables: pods of this node are captured by BPF; take them out of the mesh, or restart the node")
+	case cfg.Mode == redirect.ModeEBPF:
+		return newEBPF(cfg)
+	case cfg.Mode == redirect.ModeNFT:
 		return newNFT(cfg)
-	case redirect.ModeAuto:
-	default:
+	case cfg.Mode != redirect.ModeAuto:
 		return nil, fmt.Errorf("use redirect mode %q: want %q, %q or nothing", cfg.Mode, redirect.ModeEBPF, redirect.ModeNFT)
+	case byNFT && !byBPF:
+		cfg.Log.Info("pods are captured by nftables, as before; BPF is tried when none is left")
+		return newNFT(cfg)
 	}
-	r, err := ebpf.New(cfg)
-	if err == nil {
-		cfg.Log.Info("pods are captured by BPF", slog.String("cgroup", cfg.CgroupRoot), slog.String("bpf_dir", cfg.BPFDir))
-		return r, nil
+	r, err := newEBPF(cfg)
+	if err == nil || byBPF {
+		return r, err
 	}
 	cfg.Log.Warn("BPF can't capture on this node, falling back to nftables", slog.Any("reason", err))
 	n, nftErr := newNFT(cfg)
 	if nftErr != nil {
-		return nil, errors.Join(fmt.Errorf("capture by BPF: %w", err), nftErr)
+		return nil, errors.Join(err, nftErr)
 	}
 	return n, nil
+}
+
+func newEBPF(cfg redirect.Config) (redirect.Redirector, error) {
+	r, err := ebpf.New(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("capture by BPF: %w", err)
+	}
+	cfg.Log.Info("pods are captured by BPF", slog.String("cgroup", cfg.CgroupRoot), slog.String("bpf_dir", cfg.BPFDir))
+	return r, nil
 }
 
 func newNFT(cfg redirect.Config) (redirect.Redirector, error) {

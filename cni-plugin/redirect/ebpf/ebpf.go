@@ -21,6 +21,7 @@
 package ebpf
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -56,7 +57,10 @@ type Redirector struct {
 	draining map[string]bool // pods whose listeners may still serve
 }
 
-var _ redirect.Redirector = (*Redirector)(nil)
+var (
+	_ redirect.Redirector = (*Redirector)(nil)
+	_ redirect.Remover    = (*Redirector)(nil)
+)
 
 // New loads and attaches what the node needs, or adopts what an earlier agent
 // pinned. An error means that this kernel or node can't capture this way; then
@@ -293,6 +297,30 @@ func (r *Redirector) AppMark() uint32 { return ports.MarkApp }
 // Degraded implements redirect.Redirector.
 func (r *Redirector) Degraded() error { return r.probes.Degraded() }
 
+// Remove implements redirect.Remover. The connect programs go first: after that
+// no socket is marked that nothing would serve.
+func (r *Redirector) Remove(context.Context) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var errs []error
+	for name := range r.connectHooks() {
+		errs = append(errs, kubelet.Unpin(filepath.Join(r.node, name)))
+	}
+	pods, err := os.ReadDir(r.pods)
+	errs = append(errs, err)
+	for _, p := range pods {
+		errs = append(errs, r.forget(p.Name(), 0))
+	}
+	errs = append(errs, r.probes.Remove())
+	for _, dir := range []string{r.node, r.pods} {
+		errs = append(errs, os.RemoveAll(dir))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("remove capture from the node: %w", err)
+	}
+	return nil
+}
+
 // Close implements redirect.Redirector.
 func (r *Redirector) Close() error {
 	r.mu.Lock()
@@ -323,6 +351,12 @@ func inode(ns *linux.NetNS) (uint64, error) {
 	}
 	defer own.Close()
 	return own.Inode(), nil
+}
+
+// Captured tells whether an earlier agent left pods captured this way.
+func Captured(cfg redirect.Config) bool {
+	pods, err := os.ReadDir(filepath.Join(cfg.BPFDir, "pods"))
+	return err == nil && len(pods) > 0
 }
 
 func withLink(path string, fn func(link.Link) error) error {

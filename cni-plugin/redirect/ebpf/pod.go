@@ -13,11 +13,11 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
-	"golang.org/x/sys/unix"
 
 	"github.com/ambit-mesh/ambit/api/ports"
 	"github.com/ambit-mesh/ambit/bpf"
 	"github.com/ambit-mesh/ambit/cni-plugin/redirect"
+	"github.com/ambit-mesh/ambit/cni-plugin/redirect/kubelet"
 	"github.com/ambit-mesh/ambit/cni-plugin/redirect/podnet"
 	"github.com/ambit-mesh/ambit/internal/linux"
 )
@@ -190,7 +190,7 @@ func checkSteer(pin string, ns *linux.NetNS) error {
 // replacePin pins l at path and closes it, also when there is an error.
 func replacePin(l link.Link, path string) error {
 	defer l.Close()
-	if err := detach(path); err != nil {
+	if err := kubelet.Unpin(path); err != nil {
 		return err
 	}
 	if err := l.Pin(path); err != nil {
@@ -277,7 +277,7 @@ func (r *Redirector) unenroll(pod redirect.Pod) error {
 		return err
 	}
 	for _, g := range guards {
-		if err := detach(g); err != nil {
+		if err := kubelet.Unpin(g); err != nil {
 			return err
 		}
 	}
@@ -299,25 +299,6 @@ func (r *Redirector) release(cookie uint64) error {
 	return r.probes.SetPod(cookie, nil)
 }
 
-// detach ends a pinned link at once; merely removed, it would go some time later
-// and be in the way of its successor.
-func detach(pin string) error {
-	err := withLink(pin, func(l link.Link) error {
-		err := l.Detach()
-		if errors.Is(err, unix.ENOLINK) { // its interface or netns is gone
-			return nil
-		}
-		return err
-	})
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("detach link %q: %w", pin, err)
-	}
-	if err := os.Remove(pin); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	return nil
-}
-
 // forget removes all that there is of a pod.
 func (r *Redirector) forget(uid string, cookie uint64) error {
 	if cookie != 0 {
@@ -331,7 +312,7 @@ func (r *Redirector) forget(uid string, cookie uint64) error {
 		return err
 	}
 	for _, pin := range append(links, filepath.Join(dir, steerPin)) {
-		if err := detach(pin); err != nil {
+		if err := kubelet.Unpin(pin); err != nil {
 			return err
 		}
 	}

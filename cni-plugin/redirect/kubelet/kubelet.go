@@ -25,6 +25,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 
 	"github.com/ambit-mesh/ambit/api/ports"
 	"github.com/ambit-mesh/ambit/bpf"
@@ -273,6 +274,37 @@ func (p *Probes) Close() error {
 		}
 	}
 	return errors.Join(append(errs, p.maps.Close())...)
+}
+
+// Remove detaches from the kubelet's cgroups and takes the addresses off lo.
+func (p *Probes) Remove() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	pinned, err := filepath.Glob(filepath.Join(p.dir, "kubelet[46]-*"))
+	errs := []error{err}
+	for _, path := range pinned {
+		errs = append(errs, Unpin(path))
+	}
+	v4, v6 := sources()
+	errs = append(errs, podnet.RemoveLoopbackAddrs(p.cfg.HostNetNS, v4, v6), Unpin(filepath.Join(p.dir, bpf.KubeletMapPodIps)))
+	p.attached = nil
+	return errors.Join(errs...)
+}
+
+// Unpin removes a pinned object; a link is detached at once. Merely removed, it
+// would go some time later and be in the way of its successor.
+func Unpin(path string) error {
+	l, err := link.LoadPinnedLink(path, nil)
+	if err == nil {
+		defer l.Close()
+		if err := l.Detach(); err != nil && !errors.Is(err, unix.ENOLINK) { // what it was attached to is gone
+			return fmt.Errorf("detach link %q: %w", path, err)
+		}
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove %q: %w", path, err)
+	}
+	return nil
 }
 
 // PinCgroup makes prog run in cgroup: a link that is pinned at path and still

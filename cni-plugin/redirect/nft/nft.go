@@ -47,7 +47,10 @@ type Redirector struct {
 	mu sync.Mutex // one change at a time
 }
 
-var _ redirect.Redirector = (*Redirector)(nil)
+var (
+	_ redirect.Redirector = (*Redirector)(nil)
+	_ redirect.Remover    = (*Redirector)(nil)
+)
 
 // New tries the rules in an empty netns. prepareBPF makes ready what the
 // kubelet's probes need; where it fails they are let past by the node's
@@ -100,6 +103,27 @@ func (r *Redirector) Degraded() error {
 		return r.reason
 	}
 	return r.probes.Degraded()
+}
+
+// Remove implements redirect.Remover. The rules of a pod go with its netns;
+// Unenroll empties them before, where there is one.
+func (r *Redirector) Remove(context.Context) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var errs []error
+	if r.probes != nil {
+		errs = append(errs, r.probes.Remove())
+	}
+	if err := errors.Join(append(errs, os.RemoveAll(r.cfg.StateDir))...); err != nil {
+		return fmt.Errorf("remove capture from the node: %w", err)
+	}
+	return nil
+}
+
+// Captured tells whether an earlier agent left pods captured this way.
+func Captured(cfg redirect.Config) bool {
+	pods, err := os.ReadDir(cfg.StateDir)
+	return err == nil && len(pods) > 0
 }
 
 // Close implements redirect.Redirector.

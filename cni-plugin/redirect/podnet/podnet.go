@@ -224,6 +224,29 @@ func withHandle(ns *linux.NetNS, fn func(*netlink.Handle) error) error {
 // AddLoopbackAddrs gives lo addresses that nothing chooses as its source by
 // itself. Those that are there already stay; the error joins those that failed.
 func AddLoopbackAddrs(ns *linux.NetNS, addrs ...netip.Addr) error {
+	return eachLoopbackAddr(ns, addrs, func(h *netlink.Handle, lo netlink.Link, a *netlink.Addr) error {
+		if a.IP.To4() == nil {
+			a.Flags = unix.IFA_F_NODAD
+			a.PreferedLft, a.ValidLft = 0, forever // not preferred: never chosen as a source
+		}
+		if err := h.AddrReplace(lo, a); err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("add %q to lo: %w", a.IP, err)
+		}
+		return nil
+	})
+}
+
+// RemoveLoopbackAddrs takes addresses off lo, if they are there.
+func RemoveLoopbackAddrs(ns *linux.NetNS, addrs ...netip.Addr) error {
+	return eachLoopbackAddr(ns, addrs, func(h *netlink.Handle, lo netlink.Link, a *netlink.Addr) error {
+		if err := h.AddrDel(lo, a); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+			return fmt.Errorf("remove %q from lo: %w", a.IP, err)
+		}
+		return nil
+	})
+}
+
+func eachLoopbackAddr(ns *linux.NetNS, addrs []netip.Addr, fn func(*netlink.Handle, netlink.Link, *netlink.Addr) error) error {
 	return withHandle(ns, func(h *netlink.Handle) error {
 		lo, err := h.LinkByName("lo")
 		if err != nil {
@@ -232,13 +255,7 @@ func AddLoopbackAddrs(ns *linux.NetNS, addrs ...netip.Addr) error {
 		var errs []error
 		for _, a := range addrs {
 			na := &netlink.Addr{IPNet: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}, Scope: unix.RT_SCOPE_HOST}
-			if a.Is6() {
-				na.Flags = unix.IFA_F_NODAD
-				na.PreferedLft, na.ValidLft = 0, forever // not preferred: never chosen as a source
-			}
-			if err := h.AddrReplace(lo, na); err != nil && !errors.Is(err, unix.EEXIST) {
-				errs = append(errs, fmt.Errorf("add %q to lo: %w", a, err))
-			}
+			errs = append(errs, fn(h, lo, na))
 		}
 		return errors.Join(errs...)
 	})

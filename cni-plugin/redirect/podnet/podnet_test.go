@@ -80,4 +80,10 @@ func TestSetup(t *testing.T) {
 	if err != nil || !slices.Equal(found.Addrs, own) || len(found.Links) != 0 {
 		t.Errorf("read %+v, %v", found, err)
 	}
+	if err := errors.Join(RemoveLoopbackAddrs(ns, own...), RemoveLoopbackAddrs(ns, own...)); err != nil {
+		t.Errorf("removing twice: %v", err)
+	}
+	if found, err := Read(ns); err != nil || len(found.Addrs) != 0 {
+		t.Errorf("after removal: %+v, %v", found, err)
+	}
 }

@@ -213,6 +213,58 @@ func TestKubeletNotIsolated(t *testing.T) {
 	})
 }
 
+func TestRemove(t *testing.T) {
+	eachKind(t, func(t *testing.T, kind string) {
+		f := newEnrolled(t, kind)
+		streams := f.openStreams(t)
+		if kind == redirect.ModeNFT {
+			f.unenroll(t)
+		}
+		if err := f.r.(redirect.Remover).Remove(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		captured := f.proxy.count()
+		f.openStreams(t)
+		if got := f.proxy.count() - captured; got != 0 {
+			t.Errorf("%d connections were captured", got)
+		}
+		for i, s := range streams {
+			if err := s.echo(); err != nil {
+				t.Errorf("stream %d: %v", i, err)
+			}
+		}
+		if got := probeAsKubelet(t, f.node.ns, f.app.at(f.pod.v4)); got.Addr() != f.pod.gateway4 {
+			t.Errorf("the kubelet's probe still comes from %s", got)
+		}
+		f.r.Close()
+		left, err := filepath.Glob(filepath.Join(f.cfg.BPFDir, "*/*"))
+		if err != nil || len(left) != 0 && kind == redirect.ModeEBPF {
+			t.Errorf("left behind: %v, %v", left, err)
+		}
+		f.r = f.probe(t)
+		f.enroll(t)
+		if err := once(f.pod.ns, f.outside.at(f.peer.v4)); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestKindIsKept: pods that are captured one way are not captured another.
+func TestKindIsKept(t *testing.T) {
+	eachKind(t, func(t *testing.T, kind string) {
+		f := newEnrolled(t, kind)
+		f.r.Close()
+		f.cfg.Mode = redirect.ModeAuto
+		f.r = f.probe(t)
+		f.r.Close()
+		f.cfg.Mode = map[string]string{redirect.ModeEBPF: redirect.ModeNFT, redirect.ModeNFT: redirect.ModeEBPF}[kind]
+		if r, err := choose.Probe(t.Context(), f.cfg); err == nil {
+			r.Close()
+			t.Errorf("switched to %s with a pod captured by %s", r.Name(), kind)
+		}
+	})
+}
+
 func TestProbeFallsBack(t *testing.T) {
 	n := newNode(t)
 	var log bytes.Buffer
