@@ -47,8 +47,7 @@ func stages() []stage {
 		{name: "unit", what: "all packages with the race detector, in network namespaces where they need one", root: true, run: unit},
 		{name: "interop", what: "internal/hbone against Envoy and x/net's HTTP/2", root: true,
 			run: goTest(interopTimeout.String(), true, "./tests/interop/...")},
-		{name: "demo", what: "make demo: the mesh on a two-node Kubernetes", root: true, cluster: true, run: command("go", "run", "./tests/demo")},
-		{name: "e2e", what: "the other end-to-end tests on that Kubernetes", root: true, cluster: true,
+		{name: "e2e", what: "the demo and the other end-to-end tests, on a two-node Kubernetes", root: true, cluster: true,
 			run: goTest(e2eTimeout.String(), false, "./tests/e2e/...")},
 	}
 }
