@@ -23,7 +23,6 @@ import (
 type agent struct {
 	n        *node
 	redirect redirect.Redirector
-	v1       bool // speaks as Istio's: no listeners, speaks first
 	listener *zds.Listener
 
 	mu    sync.Mutex
@@ -65,7 +64,7 @@ func (a *agent) serve(c *zds.Conn) {
 		c.Close()
 		return
 	}
-	if !a.v1 && h.GetListeners() {
+	if !a.n.m.v1 && h.GetListeners() {
 		if err := a.takeBack(c); err != nil {
 			c.Close()
 			return
@@ -116,7 +115,7 @@ func (a *agent) sendAdd(c *zds.Conn, p *pod) error {
 	}
 	defer ns.Close()
 	s := zds.Sockets{NetNS: ns}
-	if !a.v1 {
+	if !a.n.m.v1 {
 		s.Outbound, s.InboundPlaintext, s.InboundHBONE = p.lent.Outbound, p.lent.InboundPlaintext, p.lent.InboundHBONE
 	}
 	l, files := s.Pack(a.redirect.OriginalDestination(), a.redirect.AppMark())
@@ -162,7 +161,7 @@ func (a *agent) enrol(p *pod) {
 	if err := a.redirect.Enroll(context.Background(), p.redirect, p.lent); err != nil {
 		t.Fatal(err)
 	}
-	if a.v1 {
+	if a.n.m.v1 {
 		if err := markAsIstio(p.NetNS); err != nil {
 			t.Fatal(err)
 		}

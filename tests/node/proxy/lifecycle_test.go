@@ -308,11 +308,10 @@ func TestNothingIsLeftOfConnectionsAndPods(t *testing.T) {
 
 func TestIstiosAgentIsServed(t *testing.T) {
 	m := newMesh(t)
-	m.kind = redirect.ModeNFT
+	m.kind, m.v1 = redirect.ModeNFT, true
 	m.writeState()
 	for _, n := range m.nodes {
 		n.agent = newAgent(n)
-		n.agent.v1 = true
 		n.proxy = n.startProxy()
 	}
 	for _, p := range m.pods {

@@ -34,6 +34,7 @@ type mesh struct {
 	nodes []*node
 	dir   string
 	kind  string // of capture
+	v1    bool   // agents speak as Istio's: no listeners, and first
 	pods  map[string]*pod
 	// Appended to the state file.
 	services, policies string
