@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -344,7 +345,7 @@ func TestSandboxMadeAnew(t *testing.T) {
 	if got := a.get(p.uid).netns.Inode(); got != q.netns.Inode() {
 		t.Error("the old network namespace is still tracked")
 	}
-	if !z.has(p.uid) || w.capture.captured[p.uid].IPs[0] != q.ip {
+	if !z.has(p.uid) || !slices.Equal(w.capture.ips(p.uid), []netip.Addr{q.ip}) {
 		t.Error("not captured anew")
 	}
 }

@@ -130,6 +130,12 @@ func (f *fakeCapture) Enrolled(context.Context) ([]string, error) {
 func (f *fakeCapture) Degraded() error { return nil }
 func (f *fakeCapture) Close() error    { return nil }
 
+func (f *fakeCapture) ips(uid string) []netip.Addr {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.captured[uid].IPs
+}
+
 func (f *fakeCapture) has(uid string) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -266,6 +272,16 @@ func (f *fakeProxy) sockets(uid string) zds.Sockets {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.pods[uid]
+}
+
+// told are the pods named by Keep and by Del on this connection.
+func (f *fakeProxy) told() (keeps, dels []string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	keeps, dels = slices.Clone(f.keeps), slices.Clone(f.dels)
+	slices.Sort(keeps)
+	slices.Sort(dels)
+	return keeps, dels
 }
 
 func (f *fakeProxy) ready() bool {
