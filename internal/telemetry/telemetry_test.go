@@ -178,7 +178,11 @@ func TestServerEndsWithItsContext(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Error(err)
 	}
-	if _, err := NewServer(s.Addr().String(), nil); err != nil {
-		t.Errorf("the port is still taken: %v", err)
+	again, err := NewServer(s.Addr().String(), nil)
+	if err != nil {
+		t.Fatalf("the port is still taken: %v", err)
+	}
+	if err := again.Close(); err != nil {
+		t.Error(err)
 	}
 }
