@@ -13,6 +13,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 
 	"github.com/ambit-mesh/ambit/api/ports"
 	"github.com/ambit-mesh/ambit/bpf"
@@ -102,8 +103,11 @@ func (r *Redirector) enroll(pod redirect.Pod, ls redirect.Listeners) error {
 	}
 	r.sweep()
 	r.probes.Ensure()
-	if err := errors.Join(r.syncSources(), r.checkConnect()); err != nil {
-		if err := errors.Join(r.syncSources(), r.attachConnect()); err != nil {
+	if err := r.syncSources(); err != nil {
+		return err
+	}
+	if r.checkConnect() != nil {
+		if err := r.attachConnect(); err != nil {
 			return err
 		}
 	}
@@ -199,15 +203,30 @@ func replacePin(l link.Link, path string) error {
 	return nil
 }
 
-func (r *Redirector) attachGuard(ns *linux.NetNS, ifindex int) (l link.Link, err error) {
-	err = ns.Do(func() (err error) {
-		l, err = link.AttachTCX(link.TCXOptions{Interface: ifindex, Program: r.guard, Attach: ebpf.AttachTCXEgress})
-		return err
-	})
+func (r *Redirector) attachGuard(ns *linux.NetNS, ifindex int) (link.Link, error) {
+	l, err := attachTCX(ns, ifindex, r.guard)
+	if errors.Is(err, unix.EEXIST) {
+		// A link that somebody unpinned, and that the kernel will let go of some time, is in the way of the
+		// same program; not of a copy.
+		var again bpf.GuardPrograms
+		if err := bpf.LoadGuardObjects(&again, nil); err != nil {
+			return nil, fmt.Errorf("load guard: %w", err)
+		}
+		defer again.Close()
+		l, err = attachTCX(ns, ifindex, again.Guard)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("attach guard to interface %d: %w", ifindex, err)
 	}
 	return l, nil
+}
+
+func attachTCX(ns *linux.NetNS, ifindex int, prog *ebpf.Program) (l link.Link, err error) {
+	err = ns.Do(func() (err error) {
+		l, err = link.AttachTCX(link.TCXOptions{Interface: ifindex, Program: prog, Attach: ebpf.AttachTCXEgress})
+		return err
+	})
+	return l, err
 }
 
 func (t *target) guardPin(l podnet.Link) string {
@@ -231,7 +250,8 @@ func (r *Redirector) guardLinks(t *target) error {
 	for _, i := range t.found.Links {
 		pin := t.guardPin(i)
 		if checkGuard(pin, i.Index) == nil {
-			if err := withLink(pin, func(l link.Link) error { return l.Update(r.guard) }); err != nil {
+			err := withLink(pin, func(l link.Link) error { return l.Update(r.guard) })
+			if err != nil && !errors.Is(err, unix.EEXIST) { // as in attachGuard; then it stays as it is
 				return fmt.Errorf("update guard of interface %q: %w", i.Name, err)
 			}
 			continue

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
 	"github.com/ambit-mesh/ambit/api/ports"
@@ -117,6 +118,23 @@ func TestNetNSGoneIsCollected(t *testing.T) {
 		poll(t)
 	}
 	t.Error("a pod without netns is still enrolled")
+}
+
+// TestGuardInTheWay: a link that is unpinned but held by somebody.
+func TestGuardInTheWay(t *testing.T) {
+	f := newEnrolled(t, redirect.ModeEBPF)
+	guards, err := filepath.Glob(f.podFile("guard-*"))
+	if err != nil || len(guards) != 1 {
+		t.Fatalf("guards %v: %v", guards, err)
+	}
+	held, err := link.LoadPinnedLink(guards[0], nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Close()
+	remove(t, guards[0])
+	f.enroll(t)
+	f.enroll(t)
 }
 
 // TestOtherSockets: ways to connect that are not a plain connect of a TCP socket.
