@@ -227,10 +227,10 @@ func (n *node) read(path string) string {
 
 func (n *node) has(path string) bool { return strings.Contains(n.read(path), `"ambit-cni"`) }
 
-func (n *node) state() (error, int) {
+func (n *node) state() (int, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return n.last, n.seen
+	return n.seen, n.last
 }
 
 func (n *node) wait(what string, cond func() bool) {
@@ -241,7 +241,7 @@ func (n *node) wait(what string, cond func() bool) {
 	for !cond() {
 		select {
 		case <-deadline.C:
-			err, seen := n.state()
+			seen, err := n.state()
 			n.t.Fatalf("waited in vain for %s; last of %d reports: %v", what, seen, err)
 		case <-tick.C:
 		}
@@ -358,10 +358,10 @@ func TestMissingThingsAreNamed(t *testing.T) {
 func TestRunComesBackAfterEveryChange(t *testing.T) {
 	n := newNode(t)
 	stop := n.run()
-	n.wait("a report", func() bool { err, _ := n.state(); return errors.Is(err, errNoNetwork) })
+	n.wait("a report", func() bool { _, err := n.state(); return errors.Is(err, errNoNetwork) })
 	// The primary plugin is installed later than we are.
 	conf := n.conf("10-flannel.conflist", "flannel.conflist")
-	n.wait("our entry", func() bool { err, _ := n.state(); return err == nil && n.has(conf) })
+	n.wait("our entry", func() bool { _, err := n.state(); return err == nil && n.has(conf) })
 	// It rewrites its file.
 	n.conf("10-flannel.conflist", "flannel.conflist")
 	n.wait("our entry again", func() bool { return n.has(conf) })
