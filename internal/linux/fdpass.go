@@ -14,6 +14,9 @@ import (
 // (SCM_MAX_FD).
 const maxRights = 253
 
+// rightSize is what a descriptor takes in a message, in bytes.
+const rightSize = 4
+
 // ErrTruncated says that a message was larger, or carried more files, than the
 // receiver allowed. Nothing of it is kept.
 var ErrTruncated = errors.New("message truncated")
@@ -75,7 +78,7 @@ func RecvMsg(c *net.UnixConn, maxBytes, maxFDs int) ([]byte, []*os.File, error) 
 	p := make([]byte, maxBytes+1)
 	var oob []byte
 	if maxFDs > 0 {
-		oob = make([]byte, unix.CmsgSpace(maxFDs*4))
+		oob = make([]byte, unix.CmsgSpace(maxFDs*rightSize))
 	}
 	n, oobn, flags, _, err := c.ReadMsgUnix(p, oob)
 	if err != nil && !errors.Is(err, io.EOF) {
@@ -115,6 +118,10 @@ func parseRights(oob []byte) (fds []int, err error) {
 	}
 	for i := range msgs {
 		if msgs[i].Header.Level != unix.SOL_SOCKET || msgs[i].Header.Type != unix.SCM_RIGHTS {
+			continue
+		}
+		if len(msgs[i].Data)%rightSize != 0 { // which the parser takes for granted
+			err = errors.Join(err, fmt.Errorf("parse file descriptors: %d bytes", len(msgs[i].Data)))
 			continue
 		}
 		got, e := unix.ParseUnixRights(&msgs[i])

@@ -512,6 +512,7 @@ func TestEmptyMessageWithFiles(t *testing.T) {
 func FuzzParseRights(f *testing.F) {
 	f.Add(unix.UnixRights(1000, 1001))
 	f.Add([]byte{1})
+	f.Add([]byte("\x17\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00\x01\x00\x00\x000000000")) // a length that is no multiple of 4
 	f.Fuzz(func(t *testing.T, oob []byte) {
 		fds, err := parseRights(oob)
 		if err == nil && len(fds)*4 > len(oob) {
