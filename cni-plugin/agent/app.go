@@ -67,7 +67,7 @@ func Run(ctx context.Context, c Config, logging *telemetry.Logging) error {
 	g, ctx := errgroup.WithContext(ctx)
 	mux := http.NewServeMux()
 	mux.Handle("/", telemetry.MetricsHandler(reg))
-	mux.Handle("/logging", logging)
+	mux.Handle("/logging", telemetry.LocalOnly(logging))
 	g.Go(func() error { return telemetry.Serve(ctx, c.ReadinessAddr, ready.Handler()) })
 	g.Go(func() error { return telemetry.Serve(ctx, c.MetricsAddr, mux) })
 	g.Go(func() error { return ap.run(ctx) })
@@ -119,13 +119,13 @@ func (ap *app) run(ctx context.Context) error {
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	return ap.leave(context.WithoutCancel(ctx), own, in, a)
+	return ap.leave(context.WithoutCancel(ctx), own, in, a, r)
 }
 
 // leave decides at the end. An agent that is upgraded or restarted leaves plugin and capture in place: pods that
 // start meanwhile wait for the next agent and none escapes. When the DaemonSet is gone no next one comes:
 // plugin and capture go, or no pod could start any more.
-func (ap *app) leave(ctx context.Context, own *owner, in *install.Installer, a *Agent) error {
+func (ap *app) leave(ctx context.Context, own *owner, in *install.Installer, a *Agent, r redirect.Redirector) error {
 	ctx, cancel := context.WithTimeout(ctx, uninstallTimeout)
 	defer cancel()
 	if !own.gone(ctx) {
@@ -133,7 +133,11 @@ func (ap *app) leave(ctx context.Context, own *owner, in *install.Installer, a *
 		return nil
 	}
 	ap.log.Info("DaemonSet is gone: CNI plugin and capture are removed", "daemonset", ap.c.DaemonSet)
-	return errors.Join(in.Uninstall(), a.ReleaseAll(ctx))
+	err := errors.Join(in.Uninstall(), a.ReleaseAll(ctx))
+	if rm, ok := r.(redirect.Remover); ok {
+		err = errors.Join(err, rm.Remove(ctx))
+	}
+	return err
 }
 
 // probe finds a way to capture, for as long as it takes; nil when ctx ended.
@@ -141,7 +145,7 @@ func (ap *app) probe(ctx context.Context) redirect.Redirector {
 	for {
 		r, err := choose.Probe(ctx, redirect.Config{
 			BPFDir: ap.c.BPFDir, StateDir: ap.c.StateDir, CgroupRoot: ap.c.CgroupRoot, HostProc: ap.c.HostProc,
-			Mode: ap.c.RedirectMode, Log: ap.log.With("scope", "redirect"),
+			KubeletCgroups: ap.c.KubeletCgroups, Mode: ap.c.RedirectMode, Log: ap.log.With("scope", "redirect"),
 		})
 		ap.redirectOK.Set(err)
 		if err == nil {

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -26,6 +27,9 @@ type Config struct {
 	PluginBinary string
 	// BPFDir, CgroupRoot, StateDir and RedirectMode go to package redirect.
 	BPFDir, CgroupRoot, StateDir, RedirectMode string
+	// KubeletCgroups are the cgroup2 directories whose processes may probe pods; empty finds the kubelet by itself.
+	// Distributions whose kubelet has another name (k3s) need it.
+	KubeletCgroups []string
 	// ZDSSocket and PluginSocket are the same path here and on the node.
 	ZDSSocket, PluginSocket string
 	// ReadinessAddr and MetricsAddr are listened on.
@@ -56,10 +60,11 @@ func FromEnv(getenv func(string) string) Config {
 		CgroupRoot:        getenv("CGROUP_ROOT"),
 		StateDir:          get("STATE_DIR", "/var/run/istio-cni/state"),
 		RedirectMode:      getenv("REDIRECT_MODE"),
+		KubeletCgroups:    split(getenv("KUBELET_CGROUPS")),
 		ZDSSocket:         get("ZDS_SOCKET", ports.ZDSSocket),
 		PluginSocket:      get("PLUGIN_SOCKET", ports.PluginSocket),
-		ReadinessAddr:     get("READINESS_ADDR", ":8000"),
-		MetricsAddr:       get("METRICS_ADDR", ":15014"),
+		ReadinessAddr:     get("READINESS_ADDR", fmt.Sprintf(":%d", ports.AgentReadiness)),
+		MetricsAddr:       get("METRICS_ADDR", fmt.Sprintf(":%d", ports.AgentMetrics)),
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -48,6 +49,19 @@ func NewServer(addr string, h http.Handler) (*Server, error) {
 
 // Addr is the address listened on.
 func (s *Server) Addr() net.Addr { return s.listener.Addr() }
+
+// LocalOnly lets only clients on the same host (and network namespace) past: what changes a process is not for
+// everyone who may read its metrics. kubectl port-forward counts as local.
+func LocalOnly(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		from, err := netip.ParseAddrPort(r.RemoteAddr)
+		if err != nil || !from.Addr().Unmap().IsLoopback() {
+			http.Error(w, "only from this host's loopback, for example through kubectl port-forward", http.StatusForbidden)
+			return
+		}
+		h.ServeHTTP(w, r)
+	})
+}
 
 // Run serves until ctx ends, then returns nil.
 func (s *Server) Run(ctx context.Context) error {
