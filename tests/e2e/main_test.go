@@ -95,7 +95,7 @@ func begin(t *testing.T, in bool) {
 	t.Helper()
 	_, err := world.Kubectl(t.Context(), "-n", stage.Namespace, "delete", "authorizationpolicy", "--all")
 	must(t, err)
-	begin(t, in)
+	setMesh(t, in)
 }
 
 // setMesh puts the shop into the mesh or takes it out, and waits until that is done.

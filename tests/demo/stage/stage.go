@@ -30,6 +30,10 @@ const (
 	pollInterval = 200 * time.Millisecond
 	// rolloutTimeout bounds a rollout; a few seconds are usual.
 	rolloutTimeout = 120 * time.Second
+	// commandTimeout bounds any run of kubectl; a rollout is the longest.
+	commandTimeout = rolloutTimeout + 10*time.Second
+	// execTimeout bounds a program in a pod; what runs there takes at most 10 s.
+	execTimeout = 30 * time.Second
 )
 
 // Stage is one cluster with what stands on it. Make it with New.
@@ -140,8 +144,10 @@ func (s *Stage) Kubectl(ctx context.Context, args ...string) (string, error) {
 }
 
 func (s *Stage) kubectl(ctx context.Context, in io.Reader, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	defer cancel()
 	cmd := s.Cluster.Kubectl(ctx, args...)
-	cmd.Stdin = in
+	cmd.Stdin, cmd.WaitDelay = in, time.Second
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	if err := cmd.Run(); err != nil {
@@ -180,6 +186,8 @@ func (s *Stage) Label(ctx context.Context, namespace, label string) error {
 
 // Exec runs a program in a pod's first container.
 func (s *Stage) Exec(ctx context.Context, namespace, pod string, argv ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, execTimeout)
+	defer cancel()
 	return s.Kubectl(ctx, append([]string{"-n", namespace, "exec", pod, "--"}, argv...)...)
 }
 
