@@ -197,7 +197,8 @@ func (a *Agent) letGo() error {
 	return errs
 }
 
-// ReleaseAll un-enrols every pod, for when the mesh is taken off the node. Call it after Run has returned.
+// ReleaseAll un-enrols every pod and takes capture off the node, for when the mesh is uninstalled. Call it after
+// Run has returned.
 func (a *Agent) ReleaseAll(ctx context.Context) error {
 	uids, err := a.redirect.Enrolled(ctx)
 	if err != nil {
@@ -224,6 +225,9 @@ func (a *Agent) ReleaseAll(ctx context.Context) error {
 		if p.NetNS != nil {
 			errs = errors.Join(errs, p.NetNS.Close())
 		}
+	}
+	if rm, ok := a.redirect.(redirect.Remover); ok {
+		errs = errors.Join(errs, rm.Remove(ctx))
 	}
 	return errs
 }

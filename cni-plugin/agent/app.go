@@ -119,13 +119,13 @@ func (ap *app) run(ctx context.Context) error {
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	return ap.leave(context.WithoutCancel(ctx), own, in, a, r)
+	return ap.leave(context.WithoutCancel(ctx), own, in, a)
 }
 
 // leave decides at the end. An agent that is upgraded or restarted leaves plugin and capture in place: pods that
 // start meanwhile wait for the next agent and none escapes. When the DaemonSet is gone no next one comes:
 // plugin and capture go, or no pod could start any more.
-func (ap *app) leave(ctx context.Context, own *owner, in *install.Installer, a *Agent, r redirect.Redirector) error {
+func (ap *app) leave(ctx context.Context, own *owner, in *install.Installer, a *Agent) error {
 	ctx, cancel := context.WithTimeout(ctx, uninstallTimeout)
 	defer cancel()
 	if !own.gone(ctx) {
@@ -133,11 +133,7 @@ func (ap *app) leave(ctx context.Context, own *owner, in *install.Installer, a *
 		return nil
 	}
 	ap.log.Info("DaemonSet is gone: CNI plugin and capture are removed", "daemonset", ap.c.DaemonSet)
-	err := errors.Join(in.Uninstall(), a.ReleaseAll(ctx))
-	if rm, ok := r.(redirect.Remover); ok {
-		err = errors.Join(err, rm.Remove(ctx))
-	}
-	return err
+	return errors.Join(in.Uninstall(), a.ReleaseAll(ctx))
 }
 
 // probe finds a way to capture, for as long as it takes; nil when ctx ended.

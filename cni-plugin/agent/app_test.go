@@ -152,6 +152,9 @@ func TestLeave(t *testing.T) {
 		if has := w.capture.has(p.uid); has == gone {
 			t.Errorf("DaemonSet gone %v: pod captured %v", gone, has)
 		}
+		if w.capture.isRemoved() != gone {
+			t.Errorf("DaemonSet gone %v: capture taken off the node %v", gone, !gone)
+		}
 		want := "enabled"
 		if gone {
 			want = ""

@@ -49,6 +49,7 @@ type fakeCapture struct {
 	broken    map[string]error // by UID: what Check says until Enroll
 	failOpen  error
 	failEnrol error
+	removed   bool
 	checks    int
 	nat       bool // captures by port, as nftables does
 }
@@ -125,6 +126,19 @@ func (f *fakeCapture) Enrolled(context.Context) ([]string, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return slices.Sorted(maps.Keys(f.captured)), nil
+}
+
+func (f *fakeCapture) Remove(context.Context) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.removed = true
+	return nil
+}
+
+func (f *fakeCapture) isRemoved() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.removed
 }
 
 func (f *fakeCapture) Degraded() error { return nil }
