@@ -51,7 +51,9 @@ fuzz: ## Run every fuzz target for FUZZTIME each.
 
 .PHONY: bench
 bench: ## Measure direct against meshed traffic on network namespaces. Needs root and a quiet machine.
-	$(GO) run ./tests/bench
+	mkdir -p $(OUT)/bin
+	CGO_ENABLED=0 $(GO) build -trimpath -o $(OUT)/bin/ ./cmd/ztunnel
+	$(GO) run ./tests/bench -ztunnel $(OUT)/bin/ztunnel
 
 # The images, the two-node Kubernetes and the demo.
 -include tests/cluster/cluster.mk
