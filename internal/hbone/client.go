@@ -54,8 +54,8 @@ func (c *conn) open(authority string, fields []Header) (*Stream, error) {
 	if err := checkFields(append([]Header{{Name: "authority", Value: authority}}, fields...)); err != nil {
 		return nil, err
 	}
-	if err := c.enter(); err != nil {
-		return nil, err
+	if c.enter() != nil {
+		return nil, errNoRoom // it ended since the pool chose it
 	}
 	defer c.wg.Done()
 	s := newStream(c, 0, phaseWaiting)

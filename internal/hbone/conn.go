@@ -61,7 +61,9 @@ type conn struct {
 	maxPeer uint32 // largest id of the peer's streams
 
 	peer      peerSettings
+	peerSpoke bool // SETTINGS have come: the peer accepted our certificate
 	sendWin   sendWindow
+	dryAt     time.Time // since when sendWin has been used up; zero if it is not
 	enc       headerEncoder
 	goneAway  bool // the peer sent GOAWAY
 	draining  drainPhase
@@ -254,6 +256,13 @@ func (c *conn) peerStreams() uint32 {
 	return c.peer.maxStreams
 }
 
+// greeted reports whether the tunnel has been in working order.
+func (c *conn) greeted() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.peerSpoke
+}
+
 // busyRun is how many bytes come from a socket without a pause before the tunnel counts as busy.
 const busyRun = 8 << 20
 
@@ -263,6 +272,18 @@ func (c *conn) busy() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.queued >= c.lim.SendQueue/2 || c.rxRun.Load() >= busyRun
+}
+
+// stuckAfter is how long a connection window stays used up before new streams go elsewhere. Peers that return connection
+// credit on receipt (Ambit does, Istio's window is large enough) are never that late; with others a few unread streams
+// hold the window for good.
+const stuckAfter = 20 * time.Millisecond
+
+// stuck reports whether a new stream would wait for streams that nobody reads at the peer.
+func (c *conn) stuck(now time.Time) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return !c.dryAt.IsZero() && now.Sub(c.dryAt) >= stuckAfter
 }
 
 func (c *conn) info() ConnInfo {

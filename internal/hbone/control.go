@@ -1,6 +1,9 @@
 package hbone
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"time"
+)
 
 // Control frames from the peer. All of this runs in the reader, so it queues answers and never waits.
 
@@ -43,6 +46,7 @@ func (c *conn) gotSettings(h frameHeader, p []byte) error {
 		return err
 	}
 	c.mu.Lock()
+	c.peerSpoke = true
 	before := c.peer.initialWindow
 	if err := c.peer.apply(p, c.client); err != nil {
 		c.mu.Unlock()
@@ -161,6 +165,7 @@ func (c *conn) gotWindowUpdate(h frameHeader, p []byte) error {
 		if !c.sendWin.grow(n) {
 			return connErrorf(CodeFlowControl, "WINDOW_UPDATE overflows the connection's window")
 		}
+		c.dryAt = time.Time{}
 		c.wakeNext()
 		return nil
 	}

@@ -120,7 +120,7 @@ func NewPool(cfg PoolConfig) *Pool {
 // *StatusError. ctx bounds the whole of it, dialling included; it has no effect on the stream afterwards.
 func (p *Pool) Open(ctx context.Context, t Target, authority string, headers []Header) (*Stream, error) {
 	var err error
-	// A stream that the peer did not process may be opened again: no byte of the application is in it.
+	// A stream that was not answered may be opened again: no byte of the application is in it.
 	for range p.lim.OpenAttempts {
 		var s *Stream
 		s, err = p.openOnce(ctx, t, authority, headers)
@@ -151,6 +151,9 @@ func (p *Pool) openOnce(ctx context.Context, t Target, authority string, headers
 		return nil, fmt.Errorf("open stream to %q: %w", authority, context.Cause(ctx))
 	}
 	if err := s.Err(); err != nil {
+		if errors.Is(err, ErrTunnelClosed) && pc.c.greeted() {
+			return nil, fmt.Errorf("open stream to %q: %w: %w", authority, errNoRoom, err)
+		}
 		return nil, fmt.Errorf("open stream to %q: %w", authority, err)
 	}
 	return s, nil
@@ -210,30 +213,42 @@ func (p *Pool) forget(g *group, w *waiter) {
 }
 
 // pick returns the tunnel for the next stream: the fullest that is not busy, so that spare ones fall idle; if all are
-// busy the emptiest, and another one is dialled beside it. It is called with mu held, as are all
-// methods below that do not lock it.
+// busy the emptiest, and another one is dialled beside it. A tunnel that is stuck is the last choice: while another one
+// may be dialled, the caller waits for that. It is called with mu held, as are all methods below that do not lock it.
 func (p *Pool) pick(g *group) *pooled {
-	var best, least *pooled
-	var bestLoad, leastLoad int
+	var best, least, stuck *pooled
+	var bestLoad, leastLoad, stuckN int
+	now := time.Now()
 	for _, pc := range g.conns {
 		load := pc.load()
-		if pc.gone || !pc.c.usable(load) {
+		switch {
+		case pc.gone || !pc.c.usable(load):
 			continue
-		}
-		if !pc.c.busy() && (best == nil || load > bestLoad) {
+		case pc.c.stuck(now):
+			stuck = pc
+			stuckN++
+			continue
+		case !pc.c.busy() && (best == nil || load > bestLoad):
 			best, bestLoad = pc, load
 		}
 		if least == nil || load < leastLoad {
 			least, leastLoad = pc, load
 		}
 	}
-	if best != nil || least == nil {
+	all := len(g.conns) + g.dialing
+	spare := all-stuckN < p.lim.BusyConns && all < p.lim.ConnsPerKey && p.total < p.lim.MaxConns
+	switch {
+	case best != nil:
 		return best
+	case least != nil:
+		if spare && g.dialing == 0 {
+			p.dial(g)
+		}
+		return least
+	case spare || g.dialing > 0:
+		return nil
 	}
-	if g.dialing == 0 && len(g.conns) < min(p.lim.BusyConns, p.lim.ConnsPerKey) && p.total < p.lim.MaxConns {
-		p.dial(g)
-	}
-	return least
+	return stuck
 }
 
 // load is how many streams a tunnel has or will have.

@@ -446,3 +446,24 @@ func ExampleStatusError() {
 	fmt.Println(&StatusError{Status: 401})
 	// Output: hbone: peer answered 401
 }
+
+func TestStuckTunnelGetsNoNewStreams(t *testing.T) {
+	w := newWorld(t, worldOptions{client: Limits{ConnsPerKey: 2}})
+	first := w.dial()
+	// A peer that returns connection credit only when its applications read, and they do not.
+	stick := func(c *conn) {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.sendWin, c.dryAt = 0, time.Now().Add(-stuckAfter)
+	}
+	stick(first.s.c)
+	second := w.dial()
+	if second.s.c == first.s.c {
+		t.Error("a stream was opened on a stuck tunnel")
+	}
+	stick(second.s.c)
+	w.dial() // no more tunnels than ConnsPerKey: a stuck one is better than none
+	if n := w.tunnelCount(); n != 2 {
+		t.Errorf("%d tunnels, ConnsPerKey is 2", n)
+	}
+}

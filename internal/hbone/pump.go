@@ -72,11 +72,21 @@ func (s *Stream) stopPump() {
 // readReady is one non-blocking read of the application's socket, into records with room for their frame headers.
 func (s *Stream) readReady(fd uintptr) bool {
 	c := s.c
-	want := s.class.payload()
-	got, wait := c.reserve(s, want)
+	got, wait := c.reserve(s, s.class.payload(), false)
 	if wait != waitNothing {
-		s.blocked = wait
-		return true
+		// Only bytes need a window; whether there are any comes first, so that an end passes through a full tunnel.
+		n, err := peekOne(fd)
+		if err == unix.EAGAIN {
+			return false
+		}
+		if n == 0 {
+			s.readErr = err
+			return true
+		}
+		if got, wait = c.reserve(s, s.class.payload(), true); wait != waitNothing {
+			s.blocked = wait
+			return true
+		}
 	}
 	b := c.mem.getSend(s.class)
 	var n int

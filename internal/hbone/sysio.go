@@ -29,6 +29,21 @@ func recvOne(fd uintptr, b []byte) (int, error) {
 	}
 }
 
+// peekOne looks for bytes without taking any: 0, nil is the end of the stream.
+func peekOne(fd uintptr) (int, error) {
+	var b [1]byte
+	for {
+		n, _, e := syscall.RawSyscall6(unix.SYS_RECVFROM, fd, uintptr(unsafe.Pointer(&b)), 1, unix.MSG_DONTWAIT|unix.MSG_PEEK, 0, 0)
+		switch e {
+		case 0:
+			return int(n), nil
+		case unix.EINTR:
+		default:
+			return 0, e
+		}
+	}
+}
+
 // recvVec reads into several buffers.
 func recvVec(fd uintptr, v []unix.Iovec) (int, error) {
 	m := unix.Msghdr{Iov: unsafe.SliceData(v)}

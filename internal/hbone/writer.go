@@ -1,5 +1,7 @@
 package hbone
 
+import "time"
+
 // The writer combines: whoever has something to write and finds nobody writing writes for all, one round, and then hands
 // over to a goroutine if more has come meanwhile. The reader only queues, and lets such a goroutine write.
 
@@ -137,6 +139,7 @@ func (c *conn) submit(s *Stream, b *sendBuf) {
 	c.mu.Lock()
 	if c.err != nil || c.leaving || s.rstQueued {
 		c.sendWin += sendWindow(b.payload)
+		c.dryAt = time.Time{}
 		c.queued -= b.payload
 		c.mem.putSend(b)
 		c.wakeNext()
@@ -223,8 +226,9 @@ func (c *conn) wakeStream(s *Stream) {
 	s.wake()
 }
 
-// reserve takes up to want bytes from the windows and the queue, or says what the stream must wait for.
-func (c *conn) reserve(s *Stream, want int) (n int, wait waitFor) {
+// reserve takes up to want bytes from the windows and the queue, or says what the stream must wait for. With register the
+// stream is woken when it is worth another try.
+func (c *conn) reserve(s *Stream, want int, register bool) (n int, wait waitFor) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if s.wait == waitConn {
@@ -232,18 +236,25 @@ func (c *conn) reserve(s *Stream, want int) (n int, wait waitFor) {
 	}
 	s.wait = waitNothing
 	if s.sendWin <= 0 {
-		s.wait = waitStream
+		if register {
+			s.wait = waitStream
+		}
 		return 0, waitStream
 	}
 	n = int(min(int64(want), int64(s.sendWin), c.room()))
 	if n <= 0 {
-		s.wait = waitConn
-		c.waiters.add(s)
+		if register {
+			s.wait = waitConn
+			c.waiters.add(s)
+		}
 		return 0, waitConn
 	}
 	s.sendWin -= sendWindow(n)
 	c.sendWin -= sendWindow(n)
 	c.queued += n
+	if c.sendWin == 0 {
+		c.dryAt = time.Now()
+	}
 	c.wakeNext()
 	return n, waitNothing
 }
@@ -257,6 +268,7 @@ func (c *conn) refund(s *Stream, n int) {
 	defer c.mu.Unlock()
 	s.sendWin += sendWindow(n)
 	c.sendWin += sendWindow(n)
+	c.dryAt = time.Time{}
 	c.queued -= n
 	c.wakeNext()
 }
