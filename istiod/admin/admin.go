@@ -22,6 +22,7 @@ import (
 	"github.com/ambit-mesh/ambit/api/ports"
 	"github.com/ambit-mesh/ambit/api/security"
 	"github.com/ambit-mesh/ambit/api/workload"
+	"github.com/ambit-mesh/ambit/internal/telemetry"
 	"github.com/ambit-mesh/ambit/istiod/graph"
 	"github.com/ambit-mesh/ambit/istiod/push"
 	"github.com/ambit-mesh/ambit/istiod/watch"
@@ -49,7 +50,7 @@ type page struct{ path, help string }
 func Handler(c Config) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /ready", c.Ready)
-	mux.Handle("/debug/loglevel", c.LogLevel)
+	mux.Handle("/debug/loglevel", telemetry.LocalOnly(c.LogLevel))
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
