@@ -3,6 +3,8 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"testing"
 	"time"
 
@@ -19,6 +21,8 @@ const (
 	drain = 25 * time.Second
 	// drainSlack is what a stream may lack of that: the load generator's and the API server's clocks tick in seconds.
 	drainSlack = 2 * time.Second
+	// replaceTimeout bounds a restart of the proxies of both nodes with their drains.
+	replaceTimeout = 150 * time.Second
 )
 
 // TestRestartControlPlaneUnderLoad replaces istiod and the node agent: neither carries traffic, so nothing at all
@@ -43,8 +47,7 @@ func TestRestartZtunnelUnderLoad(t *testing.T) {
 	freshCounts(t)
 	for i := range restarts {
 		start := time.Now()
-		restart(t, "daemonset/ztunnel")
-		retired := waitRetired(t)
+		retired := replaceZtunnels(t)
 		r, err := world.MoreTraffic(t.Context(), few)
 		must(t, err)
 		name := fmt.Sprintf("restart %d of ztunnel", i+1)
@@ -65,37 +68,40 @@ func restart(t *testing.T, part string) {
 	must(t, world.WaitRollout(t.Context(), stage.System, part, ""))
 }
 
-// waitRetired waits until the replaced proxies are gone and returns when each was told to end.
-func waitRetired(t *testing.T) []time.Time {
+// replaceZtunnels restarts the node proxies, waits until the old ones are gone and the new ones are ready, and
+// returns when each old one was told to end.
+func replaceZtunnels(t *testing.T) []time.Time {
 	t.Helper()
+	old, err := world.Pods(t.Context(), stage.System, "app=ztunnel")
+	must(t, err)
+	_, err = world.Kubectl(t.Context(), "-n", stage.System, "rollout", "restart", "daemonset/ztunnel")
+	must(t, err)
 	told := map[string]time.Time{}
-	must(t, stage.Poll(t.Context(), settleTimeout, func(ctx context.Context) error {
+	must(t, stage.Poll(t.Context(), replaceTimeout, func(ctx context.Context) error {
 		var list corev1.PodList
 		if err := world.Get(ctx, &list, "pods", "-n", stage.System, "-l", "app=ztunnel"); err != nil {
 			return err
 		}
 		left := 0
 		for _, p := range list.Items {
-			if p.DeletionTimestamp == nil {
+			if !slices.ContainsFunc(old, func(o corev1.Pod) bool { return o.UID == p.UID }) {
 				continue
 			}
 			left++
-			// The timestamp is the end of the grace period.
-			told[p.Name] = p.DeletionTimestamp.Add(-time.Duration(*p.DeletionGracePeriodSeconds) * time.Second)
+			if p.DeletionTimestamp != nil { // which is the end of the grace period
+				told[p.Name] = p.DeletionTimestamp.Add(-time.Duration(*p.DeletionGracePeriodSeconds) * time.Second)
+			}
 		}
 		if left > 0 {
-			return fmt.Errorf("%d retiring proxies still run", left)
+			return fmt.Errorf("%d replaced proxies still run", left)
 		}
 		return nil
 	}))
-	if len(told) == 0 {
-		t.Fatal("no proxy was seen retiring")
+	must(t, world.WaitRollout(t.Context(), stage.System, "daemonset", "ztunnel"))
+	if len(told) != len(old) {
+		t.Fatalf("%d of %d proxies were seen retiring", len(told), len(old))
 	}
-	var times []time.Time
-	for _, at := range told {
-		times = append(times, at)
-	}
-	return times
+	return slices.Collect(maps.Values(told))
 }
 
 // checkRequests demands that no new connection was refused or reset and no stream failed to open.
