@@ -108,7 +108,11 @@ func (c *Cluster) cached(ctx context.Context, p program) (string, error) {
 		if err != nil || len(matches) == 0 {
 			return "", fmt.Errorf("find the inputs %q of %s: %w", pattern, p.name, errors.Join(err, os.ErrNotExist))
 		}
-		files = append(files, matches...)
+		for _, m := range matches {
+			if !strings.HasSuffix(m, "_test.go") {
+				files = append(files, m)
+			}
+		}
 	}
 	hash, err := hashFiles(strings.Join([]string{p.name, p.ldflags, runtime.Version(), runtime.GOARCH}, " "), files...)
 	if err != nil {

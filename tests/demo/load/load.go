@@ -13,7 +13,6 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
-	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -53,7 +52,6 @@ type Generator struct {
 	config  Config
 	report  *recorder
 	names   httpconn.Resolver
-	mu      sync.Mutex
 	streams []*stream
 }
 
