@@ -108,6 +108,7 @@ func LoadConfig(lookup func(string) (string, bool)) (Config, error) {
 }
 
 func loopback(port int) string { return "127.0.0.1:" + strconv.Itoa(port) }
+
 // anywhere is every address of the host, with IPv6 or without.
 func anywhere(port int) string { return ":" + strconv.Itoa(port) }
 
