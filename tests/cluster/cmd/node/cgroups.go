@@ -91,6 +91,9 @@ func joinNodeCgroups(spec nodespec.Spec) error {
 	if err := os.WriteFile(spec.CgroupList, []byte(strings.Join(dirs, "\n")), 0o644); err != nil {
 		return fmt.Errorf("list the node's cgroups: %w", err)
 	}
+	if unifiedOnly() {
+		offerControllers()
+	}
 	for _, dir := range dirs {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return fmt.Errorf("make cgroup: %w", err)
@@ -103,6 +106,18 @@ func joinNodeCgroups(spec nodespec.Spec) error {
 		}
 	}
 	return nil
+}
+
+// offerControllers makes the machine's controllers available to children of the root, as container runtimes do. One
+// that the machine withholds is missed by the kubelet's limits at most, so a refusal is no error.
+func offerControllers() {
+	b, err := os.ReadFile(filepath.Join(cgroupRoot, "cgroup.controllers"))
+	if err != nil {
+		return
+	}
+	for _, controller := range strings.Fields(string(b)) {
+		_ = os.WriteFile(filepath.Join(cgroupRoot, "cgroup.subtree_control"), []byte("+"+controller), 0o644)
+	}
 }
 
 // inheritCPUs fills in what a version 1 cpuset needs before it takes a process.
