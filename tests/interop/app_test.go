@@ -29,6 +29,8 @@ const (
 	cmdSum   = 'H' // read to the end, then answer with the hash
 	cmdBoth  = 'B' // send sendBytes while reading to the end; then the hash of what was read
 	cmdReset = 'R' // reset
+
+	cmdDiscard = 'D' // read to the end
 )
 
 // bulk is how many bytes go each way in the comparison.
@@ -103,6 +105,8 @@ func (a *app) serve(c *net.TCPConn) {
 		}()
 		io.Copy(c, &pattern{seed: 'b', left: bulk})
 		c.Write(<-done)
+	case cmdDiscard:
+		io.Copy(io.Discard, c)
 	case cmdReset:
 		c.SetLinger(0)
 	}

@@ -8,9 +8,11 @@ import (
 	"io"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -150,6 +152,6 @@ func (e *envoy) readListeners(t *testing.T) {
 // stat returns one of Envoy's counters.
 func (e *envoy) stat(t *testing.T, name string) string {
 	t.Helper()
-	body := must(e.get("/stats?filter=" + name))(t)
+	body := must(e.get("/stats?filter=" + url.QueryEscape("^"+regexp.QuoteMeta(name)+"$")))(t)
 	return strings.TrimSpace(body)
 }

@@ -15,8 +15,7 @@ import (
 
 // xnetClient is x/net's Transport as HBONE client.
 type xnetClient struct {
-	//lint:ignore SA1019 it is the other implementation that is tested against
-	tr   *http2.Transport
+	tr   http.RoundTripper
 	addr string
 	wg   sync.WaitGroup
 }
@@ -25,15 +24,16 @@ func newXnetClient(t testing.TB, c *ca, addr string) *xnetClient {
 	cfg := c.clientTLS(t)
 	x := &xnetClient{addr: addr}
 	//lint:ignore SA1019 it is the other implementation that is tested against
-	x.tr = &http2.Transport{
+	tr := &http2.Transport{
 		TLSClientConfig: cfg,
 		DialTLSContext: func(ctx context.Context, network, _ string, cfg *tls.Config) (net.Conn, error) {
 			d := tls.Dialer{Config: cfg}
 			return d.DialContext(ctx, network, addr)
 		},
 	}
+	x.tr = tr
 	t.Cleanup(func() {
-		x.tr.CloseIdleConnections()
+		interface{ CloseIdleConnections() }(tr).CloseIdleConnections()
 		x.wg.Wait()
 	})
 	return x
@@ -115,7 +115,10 @@ func xnetServer(t testing.TB, c *ca, a *app) (addr *net.TCPAddr, goAway func()) 
 	newServer := func() *http.Server {
 		hs := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { xnetHandle(a, w, r) })}
 		//lint:ignore SA1019 it is the other implementation that is tested against
-		if err := http2.ConfigureServer(hs, &http2.Server{}); err != nil {
+		if err := http2.ConfigureServer(hs, &http2.Server{
+			// It returns connection credit only when the stream's bytes are read: room for all streams that may stall.
+			MaxUploadBufferPerConnection: 64 << 20, MaxUploadBufferPerStream: 1 << 20,
+		}); err != nil {
 			t.Error(err)
 		}
 		return hs
