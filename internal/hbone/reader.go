@@ -172,6 +172,9 @@ func (c *conn) useless() error {
 	return connErrorf(CodeEnhanceYourCalm, "too many frames that serve nothing")
 }
 
+// tinyData is the payload in bytes below which a DATA frame that nobody wants counts as one that serves nothing.
+const tinyData = 256
+
 func (c *conn) dataStart(h frameHeader) error {
 	r := &c.reader
 	r.cur, r.curGot = nil, 0
@@ -182,13 +185,14 @@ func (c *conn) dataStart(h frameHeader) error {
 	if idle {
 		return connErrorf(CodeProtocol, "DATA on idle stream %d", h.stream)
 	}
-	if s == nil {
-		return c.useless() // it was on its way when we reset the stream
-	}
-	if h.length == 0 && !h.has(flagEndStream) {
+	// DATA for a stream that is gone was on its way when we reset it: a window full of it is honest.
+	if s == nil && h.length < tinyData || s != nil && h.length == 0 && !h.has(flagEndStream) {
 		if err := c.useless(); err != nil {
 			return err
 		}
+	}
+	if s == nil {
+		return nil
 	}
 	if bad := s.receive(int64(h.length)); bad != nil {
 		s.reset(bad)
