@@ -27,6 +27,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/internal/kube"
 	"github.com/ambit-mesh/ambit/internal/telemetry"
+	"github.com/ambit-mesh/ambit/internal/version"
 	"github.com/ambit-mesh/ambit/istiod/admin"
 	"github.com/ambit-mesh/ambit/istiod/ca"
 	"github.com/ambit-mesh/ambit/istiod/graph"
@@ -297,6 +298,7 @@ func (a *App) Addresses() (secure, plain, debug net.Addr) {
 
 // Run connects to Kubernetes if the settings ask for it, and runs a control plane until ctx ends.
 func Run(ctx context.Context, s Settings, log *telemetry.Logging) error {
+	log.Root().Info("starting istiod", "version", version.String(), "config", fmt.Sprintf("%+v", s))
 	clients, err := Connect(s)
 	if err != nil {
 		return err

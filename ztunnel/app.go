@@ -40,14 +40,12 @@ import (
 	"github.com/ambit-mesh/ambit/internal/identity"
 	"github.com/ambit-mesh/ambit/internal/linux"
 	"github.com/ambit-mesh/ambit/internal/telemetry"
+	"github.com/ambit-mesh/ambit/internal/version"
 	"github.com/ambit-mesh/ambit/ztunnel/admin"
 	"github.com/ambit-mesh/ambit/ztunnel/capture"
 	"github.com/ambit-mesh/ambit/ztunnel/proxy"
 	"github.com/ambit-mesh/ambit/ztunnel/state"
 )
-
-// Version is set by the linker.
-var Version = "dev"
 
 // cutTime is how long the end of connections may take after they were cut.
 const cutTime = 2 * time.Second
@@ -85,7 +83,7 @@ func Run(ctx context.Context, cfg Config, logging *telemetry.Logging) error {
 			c()
 		}
 	}()
-	a.log.Info("starting ztunnel", "version", Version, "config", cfg)
+	a.log.Info("starting ztunnel", "version", version.String(), "config", cfg)
 	// The parts outlive ctx: they serve while the proxy drains.
 	parts, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
@@ -137,7 +135,7 @@ func (a *app) startTelemetry(ctx context.Context, g *errgroup.Group) error {
 		Log: a.logging.Logger("proxy"), Tunnel: hbone.Limits{Memory: hbone.NewMemory(0, 0)},
 	})
 	sources := admin.Sources{
-		Version: Version, Config: a.cfg, Store: a.store, Connections: a.proxy.Connections, Certificates: a.certs.List,
+		Version: version.String(), Config: a.cfg, Store: a.store, Connections: a.proxy.Connections, Certificates: a.certs.List,
 		Logging: a.logging, Ready: a.ready, Quit: a.quit,
 	}
 	if a.cfg.Mode == ModeShared {

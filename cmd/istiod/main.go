@@ -12,13 +12,14 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/ambit-mesh/ambit/internal/telemetry"
+	"github.com/ambit-mesh/ambit/internal/version"
 	"github.com/ambit-mesh/ambit/istiod"
 )
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	root := &cobra.Command{Use: "istiod", Short: "Control plane of the Ambit mesh", SilenceUsage: true, SilenceErrors: true}
+	root := &cobra.Command{Use: "istiod", Short: "Control plane of the Ambit mesh", SilenceUsage: true, SilenceErrors: true, Version: version.String()}
 	root.AddCommand(discovery())
 	if err := root.ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "istiod:", err)

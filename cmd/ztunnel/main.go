@@ -13,6 +13,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/internal/identity/ca"
 	"github.com/ambit-mesh/ambit/internal/telemetry"
+	"github.com/ambit-mesh/ambit/internal/version"
 	"github.com/ambit-mesh/ambit/ztunnel"
 )
 
@@ -34,7 +35,7 @@ func main() {
 		},
 		&cobra.Command{
 			Use: "version", Short: "Print the version", Args: cobra.NoArgs,
-			Run: func(*cobra.Command, []string) { fmt.Println(ztunnel.Version) },
+			Run: func(*cobra.Command, []string) { fmt.Println(version.String()) },
 		})
 	if err := root.Execute(); err != nil {
 		os.Exit(1)

@@ -29,6 +29,7 @@ import (
 	"github.com/ambit-mesh/ambit/cni-plugin/redirect/choose"
 	"github.com/ambit-mesh/ambit/internal/kube"
 	"github.com/ambit-mesh/ambit/internal/telemetry"
+	"github.com/ambit-mesh/ambit/internal/version"
 )
 
 const (
@@ -50,7 +51,7 @@ func Run(ctx context.Context, c Config, logging *telemetry.Logging) error {
 		return err
 	}
 	log := logging.Root()
-	log.Info("configuration", "config", fmt.Sprintf("%+v", c))
+	log.Info("starting node agent", "version", version.String(), "config", fmt.Sprintf("%+v", c))
 	kube.LogTo(logging.Logger("kube"))
 	clients, err := kube.New(kube.Config{Kubeconfig: c.Kubeconfig, UserAgent: component})
 	if err != nil {

@@ -156,7 +156,7 @@ func versionFlags(ctx context.Context, source string) string {
 	if out, err := cmd.Output(); err == nil {
 		version = strings.TrimSpace(string(out))
 	}
-	return "-X " + module + "ztunnel.Version=" + version
+	return "-X " + module + "internal/version.version=" + version
 }
 
 // contentTag names the programs of the images by their contents.
