@@ -49,17 +49,21 @@ func secure(ctx context.Context, tcp *net.TCPConn, handshake func(context.Contex
 	return c, nil
 }
 
-// open sends a CONNECT. The answer is not awaited: see Stream.answered.
+// open sends a CONNECT and uses up one reserved place, also when it fails. The answer is not awaited: see
+// Stream.answered.
 func (c *conn) open(authority string, fields []Header) (*Stream, error) {
 	if err := checkFields(append([]Header{{Name: "authority", Value: authority}}, fields...)); err != nil {
+		c.unreserve()
 		return nil, err
 	}
 	if c.enter() != nil {
+		c.unreserve()
 		return nil, errNoRoom // it ended since the pool chose it
 	}
 	defer c.wg.Done()
 	s := newStream(c, 0, phaseWaiting)
 	c.mu.Lock()
+	c.places--
 	if c.err != nil || c.goneAway || c.leaving || c.nextID > streamIDMask || len(c.streams) >= c.capacity() {
 		c.mu.Unlock()
 		return nil, errNoRoom

@@ -55,6 +55,7 @@ type conn struct {
 	thawed  chan struct{} // closed by resume
 	err     error         // why the tunnel ended; nil while it lives
 	streams map[uint32]*Stream
+	places  int    // reserved by callers that have not opened their stream yet
 	handled int    // handlers that run though their stream is gone
 	opened  uint64 // streams so far
 	nextID  uint32 // ours
@@ -242,6 +243,26 @@ func (c *conn) usable(n int) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.err == nil && !c.goneAway && !c.leaving && c.draining == drainNo && c.nextID <= streamIDMask && n < c.capacity()
+}
+
+// load is how many streams the tunnel has or will have.
+func (c *conn) load() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.places + len(c.streams)
+}
+
+// reservePlace keeps room for one stream, until open uses it or unreserve gives it back.
+func (c *conn) reservePlace() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.places++
+}
+
+func (c *conn) unreserve() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.places--
 }
 
 // capacity is called with mu held.

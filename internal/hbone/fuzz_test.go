@@ -368,6 +368,7 @@ func FuzzClientConn(f *testing.F) {
 		c.start()
 		var streams []*Stream
 		for range 2 {
+			c.reservePlace()
 			s, err := c.open("10.0.0.1:80", nil)
 			if err != nil {
 				t.Fatal(err)

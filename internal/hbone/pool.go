@@ -94,12 +94,11 @@ type group struct {
 
 // pooled is a tunnel of a pool. Its fields are under the pool's mu.
 type pooled struct {
-	c        *conn
-	g        *group
-	reserved int // callers that were given the tunnel and have not opened their stream yet
-	gone     bool
-	idle     *time.Timer // runs while there are no streams
-	idleGen  int
+	c       *conn
+	g       *group
+	gone    bool
+	idle    *time.Timer // runs while there are no streams
+	idleGen int
 }
 
 // waiter is a caller of Open that waits for a tunnel.
@@ -140,8 +139,8 @@ func (p *Pool) openOnce(ctx context.Context, t Target, authority string, headers
 		return nil, err
 	}
 	s, err := pc.c.open(authority, headers)
-	p.unreserve(pc)
 	if err != nil {
+		p.changed(pc)
 		return nil, err
 	}
 	select {
@@ -207,7 +206,7 @@ func (p *Pool) forget(g *group, w *waiter) {
 		g.waiters = slices.Delete(g.waiters, i, i+1)
 		p.dropGroup(g)
 	} else if w.conn != nil {
-		w.conn.reserved--
+		w.conn.c.unreserve()
 		p.settle(w.conn)
 	}
 }
@@ -251,26 +250,14 @@ func (p *Pool) pick(g *group) *pooled {
 	return stuck
 }
 
-// load is how many streams a tunnel has or will have.
-func (pc *pooled) load() int {
-	pc.c.mu.Lock()
-	defer pc.c.mu.Unlock()
-	return pc.reserved + len(pc.c.streams)
-}
+func (pc *pooled) load() int { return pc.c.load() }
 
 func (pc *pooled) reserve() {
-	pc.reserved++
+	pc.c.reservePlace()
 	pc.idleGen++
 	if pc.idle != nil {
 		pc.idle.Stop()
 	}
-}
-
-func (p *Pool) unreserve(pc *pooled) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	pc.reserved--
-	p.settle(pc)
 }
 
 // settle brings a tunnel's group up to date after its load or its state has changed.

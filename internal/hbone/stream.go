@@ -246,10 +246,6 @@ func (s *Stream) close(cause error) {
 	s.stop.Store(true)
 	s.mu.Unlock()
 
-	if before == phaseWaiting {
-		close(s.answered)
-	}
-	close(s.done)
 	s.wake()
 	if cancel != nil {
 		cancel()
@@ -257,7 +253,12 @@ func (s *Stream) close(cause error) {
 	if app != nil {
 		closeApp(app, raw, cause != nil)
 	}
+	// Its place is free before anybody hears of the end.
 	s.c.remove(s)
+	if before == phaseWaiting {
+		close(s.answered)
+	}
+	close(s.done)
 }
 
 // wake tells the pump to look again, at windows, at stop, or at whether the tunnel is frozen.
