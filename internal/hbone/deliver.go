@@ -1,6 +1,8 @@
 package hbone
 
 import (
+	"time"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -38,7 +40,7 @@ func (s *Stream) credit(n int64) {
 	if give == 0 || s.gotEnd || s.phase == phaseClosed {
 		return
 	}
-	if more := s.recv.wants(len(s.held) == 0); c.mem.grow(more) {
+	if more := s.recv.wants(give, time.Now(), len(s.held) == 0); c.mem.grow(more) {
 		s.recv.grow(more)
 		s.grown += more
 		give += more

@@ -1,6 +1,8 @@
 package hbone
 
-// Flow control of RFC 9113 section 5.2, as plain arithmetic: no lock, no clock, no socket. Callers lock.
+import "time"
+
+// Flow control of RFC 9113 section 5.2, as plain arithmetic: no lock, no clock, no socket. Callers lock and tell the time.
 
 // sendWindow is what the peer lets us send, on a stream or on a connection. It may be negative: SETTINGS can shrink it.
 type sendWindow int64
@@ -17,21 +19,24 @@ func (w *sendWindow) grow(n int64) bool {
 // recvWindow is what we let the peer send on one stream.
 //
 // Credit is returned when the application took the bytes, so avail plus what is queued plus unreturned is never more
-// than size. size grows while the window, not the application, is what holds the sender back.
+// than size. size grows while the window may be what holds the sender back: what is in flight cannot be seen from here,
+// so the sign is that the application takes whole windows in quick succession.
 type recvWindow struct {
 	size       int64 // bytes the peer may send ahead of the application
 	limit      int64 // what size may grow to
 	avail      int64 // what the peer may still send now
 	unreturned int64 // taken by the application, credit not yet sent
-	dry        bool  // the peer used the window up since credit was last returned
+	turned     int64 // credit returned since turnedAt
+	turnedAt   time.Time
 }
 
 func newRecvWindow(size, limit int64) recvWindow {
 	return recvWindow{size: size, limit: limit, avail: size}
 }
 
-// dryShare: a window of which less than this share is left holds its sender back, given the time credit takes to arrive.
-const dryShare = 8
+// turnOver is how fast a whole window must be taken to grow: the round trips of a cluster, with the delays of busy
+// processes, stay below it, so that a window that takes longer has time for credit to arrive.
+const turnOver = 20 * time.Millisecond
 
 // returnShare: credit is returned when this share of the window was taken, so that WINDOW_UPDATEs stay rare and the sender
 // never waits for them while the application keeps up.
@@ -43,9 +48,6 @@ func (w *recvWindow) receive(n int64) bool {
 		return false
 	}
 	w.avail -= n
-	if w.avail < w.size/dryShare {
-		w.dry = true
-	}
 	return true
 }
 
@@ -62,11 +64,18 @@ func (w *recvWindow) consume(n int64) (credit int64) {
 }
 
 // wants returns by how much the window should grow, asked when credit is returned; idle says that the application has
-// taken everything, so that the window is the bottleneck.
-func (w *recvWindow) wants(idle bool) int64 {
-	dry := w.dry
-	w.dry = false
-	if !dry || !idle {
+// taken everything, so that it is not the bottleneck.
+func (w *recvWindow) wants(credit int64, now time.Time, idle bool) int64 {
+	if w.size >= w.limit {
+		return 0
+	}
+	w.turned += credit
+	if w.turned < w.size && !w.turnedAt.IsZero() {
+		return 0
+	}
+	quick := now.Sub(w.turnedAt) <= turnOver
+	w.turned, w.turnedAt = 0, now
+	if !quick || !idle {
 		return 0
 	}
 	return min(w.size, w.limit-w.size)

@@ -62,33 +62,33 @@ func TestStreamReceiveWindow(t *testing.T) {
 
 func TestStreamWindowGrowsOnlyForReadersThatKeepUp(t *testing.T) {
 	w := newRecvWindow(1000, 3000)
-	if n := w.wants(true); n != 0 {
-		t.Errorf("a fresh window wants %d", n)
+	now := time.Unix(1_000_000, 0)
+	for i, s := range []struct {
+		pass   time.Duration // since the step before
+		credit int64
+		idle   bool
+		want   int64
+	}{
+		{0, 500, true, 0},                // the first credit starts the clock
+		{turnOver, 999, true, 0},         // not a whole window yet
+		{1, 1, true, 0},                  // a whole window, but slowly
+		{turnOver / 2, 500, true, 0},     // half of one
+		{turnOver / 2, 500, false, 0},    // quickly, but the application is behind
+		{turnOver / 2, 500, true, 0},     // half of one
+		{turnOver / 2, 500, true, 1000},  // quickly: it doubles
+		{turnOver / 2, 1000, true, 0},    // the new window is larger
+		{turnOver / 2, 1000, true, 1000}, // up to the limit
+		{1, 3000, true, 0},               // and no further
+	} {
+		now = now.Add(s.pass)
+		got := w.wants(s.credit, now, s.idle)
+		if got != s.want {
+			t.Fatalf("step %d: wants %d, want %d", i, got, s.want)
+		}
+		w.grow(got)
 	}
-	w.receive(950)
-	if n := w.wants(false); n != 0 {
-		t.Errorf("a window whose application is behind wants %d", n)
-	}
-	if n := w.wants(true); n != 0 {
-		t.Errorf("running dry once counts twice: wants %d", n)
-	}
-	w.receive(10)
-	n := w.wants(true)
-	if n != 1000 {
-		t.Fatalf("wants %d, want to double", n)
-	}
-	w.grow(n)
-	if w.size != 2000 || w.avail != 1040 {
-		t.Errorf("after growing: size %d, avail %d", w.size, w.avail)
-	}
-	w.receive(1000)
-	if n := w.wants(true); n != 1000 {
-		t.Errorf("wants %d, want to reach the limit", n)
-	}
-	w.grow(1000)
-	w.receive(w.avail)
-	if n := w.wants(true); n != 0 {
-		t.Errorf("wants %d at the limit", n)
+	if w.size != 3000 {
+		t.Errorf("size %d, want the limit", w.size)
 	}
 }
 
