@@ -55,6 +55,7 @@ func setUp(ctx context.Context) error {
 	if world, err = stage.New(source, cluster.NewProgress(os.Stderr)); err != nil {
 		return err
 	}
+	world.Values = []string{fmt.Sprintf("ztunnel.terminationGracePeriodSeconds=%d", grace/time.Second)}
 	if os.Getenv("AMBIT_E2E_REUSE") == "" {
 		if err := world.Cluster.Down(ctx); err != nil {
 			return err

@@ -17,8 +17,10 @@ import (
 const (
 	// restarts of each part.
 	restarts = 3
-	// drain is how long a retiring ztunnel serves its connections: the chart's grace period less 5 s for its exit.
-	drain = 25 * time.Second
+	// grace is what the tests give a retiring ztunnel: half of the chart's 30 s, because they wait it out often.
+	grace = 15 * time.Second
+	// drain is how long a retiring ztunnel serves its connections: its grace period less 5 s for its exit.
+	drain = grace - 5*time.Second
 	// drainSlack is what a stream may lack of that: the load generator's and the API server's clocks tick in seconds.
 	drainSlack = 2 * time.Second
 	// replaceTimeout bounds a restart of the proxies of both nodes with their drains.

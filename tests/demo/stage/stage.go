@@ -40,9 +40,11 @@ const (
 type Stage struct {
 	Cluster  *cluster.Cluster
 	Progress *cluster.Progress
-	source   string
-	images   images.Result
-	ambit    string // path of the built tool
+	// Values are chart values ("key=value") besides the images.
+	Values []string
+	source string
+	images images.Result
+	ambit  string // path of the built tool
 	// Only restricts which images are built; empty means all.
 	Only []string
 }
@@ -106,7 +108,11 @@ func (s *Stage) InstallMesh(ctx context.Context) error {
 
 // InstallArguments are those of the ambit tool.
 func (s *Stage) InstallArguments() []string {
-	return []string{"install", "--set", "global.hub=" + s.images.Hub, "--set", "global.tag=" + s.images.Tag}
+	args := []string{"install", "--set", "global.hub=" + s.images.Hub, "--set", "global.tag=" + s.images.Tag}
+	for _, v := range s.Values {
+		args = append(args, "--set", v)
+	}
+	return args
 }
 
 // DeployShop applies the shop and waits until all of it is ready.
