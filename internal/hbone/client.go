@@ -2,6 +2,7 @@ package hbone
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"log/slog"
 	"net"
@@ -15,9 +16,7 @@ func dialConn(ctx context.Context, tcp *net.TCPConn, p *Pool, t Target) (*conn, 
 	}
 	var c *conn
 	if err == nil {
-		c, err = secure(ctx, tcp, func(ctx context.Context) (*tlsRecords, error) {
-			return startTLS(ctx, tcp, cfg, true, p.lim.Memory)
-		}, true, p.lim, p.log)
+		c, err = secure(ctx, tcp, cfg, true, p.lim, p.log)
 	}
 	if err != nil {
 		_ = tcp.Close() // the first error is the one to tell
@@ -27,16 +26,17 @@ func dialConn(ctx context.Context, tcp *net.TCPConn, p *Pool, t Target) (*conn, 
 }
 
 // secure runs the handshake and makes the tunnel.
-func secure(ctx context.Context, tcp *net.TCPConn, handshake func(context.Context) (*tlsRecords, error), client bool,
-	lim Limits, log *slog.Logger,
-) (*conn, error) {
+func secure(ctx context.Context, tcp *net.TCPConn, cfg *tls.Config, client bool, lim Limits, log *slog.Logger) (*conn, error) {
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return nil, fmt.Errorf("take socket: %w", err)
+	}
 	hctx, cancel := context.WithTimeout(ctx, lim.HandshakeTimeout)
 	defer cancel()
-	rec, err := handshake(hctx)
+	rec, state, err := startTLS(hctx, tcp, raw, cfg, client, lim.Memory)
 	if err != nil {
 		return nil, err
 	}
-	state := rec.tc.ConnectionState()
 	if err := checkALPN(&state, client); err != nil {
 		return nil, err
 	}
@@ -44,7 +44,7 @@ func secure(ctx context.Context, tcp *net.TCPConn, handshake func(context.Contex
 	if client {
 		base = context.Background() // a pool's tunnel outlives the dialling
 	}
-	c := newConn(base, tcp, rec.raw, rec, client, lim, log)
+	c := newConn(base, tcp, raw, rec, client, lim, log)
 	c.state = &state
 	return c, nil
 }

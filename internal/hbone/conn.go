@@ -67,6 +67,7 @@ type conn struct {
 	dryAt     time.Time // since when sendWin has been used up; zero if it is not
 	enc       headerEncoder
 	goneAway  bool // the peer sent GOAWAY
+	peerDone  bool // the peer has closed the tunnel; only deliveries to applications are left
 	draining  drainPhase
 	lastPeer  uint32 // the last id our final GOAWAY named
 	leaving   bool   // nothing comes any more: write what is queued, close_notify, end
@@ -216,8 +217,14 @@ func (c *conn) remove(s *Stream) {
 		}
 	}
 	c.waiters.remove(s)
-	c.leaveIfDone()
+	done := c.peerDone && len(c.streams) == 0
+	if !done {
+		c.leaveIfDone()
+	}
 	c.mu.Unlock()
+	if done {
+		c.fail(nil)
+	}
 	c.changed()
 }
 

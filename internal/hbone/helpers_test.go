@@ -421,7 +421,7 @@ func ourStacks() string {
 	buf = buf[:runtime.Stack(buf, true)]
 	var l []string
 	for _, g := range strings.Split(string(buf), "\n\n") {
-		for _, m := range []string{"hbone.(*conn)", "hbone.(*Stream)", "hbone.(*Pool)", "hbone.(*Server)", "hbone.(*tlsRecords)"} {
+		for _, m := range []string{"hbone.(*conn)", "hbone.(*Stream)", "hbone.(*Pool)", "hbone.(*Server)", "hbone.(*tls13Records)", "hbone.(*stdRecords)"} {
 			if strings.Contains(g, m) {
 				l = append(l, g)
 				break

@@ -212,6 +212,7 @@ func (c *conn) readEnded(err error) {
 		c.fail(cause)
 	case errors.Is(err, io.EOF) && streams == 0:
 		c.fail(nil)
+	case errors.Is(err, io.EOF) && c.finishDelivery():
 	case errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF):
 		c.fail(&ConnError{Code: CodeNoError, Remote: true, Reason: "peer closed the tunnel with streams open"})
 	case goneAway && streams == 0:
@@ -219,6 +220,33 @@ func (c *conn) readEnded(err error) {
 	default:
 		c.fail(&tunnelError{err})
 	}
+}
+
+// finishDelivery is called when the peer has closed the tunnel. If it had nothing more to say on any stream, nor we to it,
+// what is held for slow applications is still theirs: the tunnel ends with the last stream. It reports false if a stream
+// was cut.
+func (c *conn) finishDelivery() bool {
+	c.mu.Lock()
+	streams := c.streamList()
+	c.mu.Unlock()
+	for _, s := range streams {
+		s.mu.Lock()
+		whole := s.phase == phaseSpliced && s.gotEnd && s.sentEnd || s.phase == phaseClosed
+		s.mu.Unlock()
+		if !whole {
+			return false
+		}
+	}
+	c.keep.stop()
+	c.mu.Lock()
+	c.goneAway, c.peerDone = true, true
+	left := len(c.streams)
+	c.mu.Unlock()
+	c.changed()
+	if left == 0 {
+		c.fail(nil)
+	}
+	return true
 }
 
 // tunnelError is a failure of the connection under the tunnel.

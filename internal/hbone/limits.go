@@ -66,8 +66,8 @@ type Limits struct {
 	Memory *Memory
 }
 
-// defaultOpenAttempts: the first try, one tunnel that is draining, one more race.
-const defaultOpenAttempts = 3
+// defaultOpenAttempts: the first try, and tunnels that drain one after the other while a mesh is upgraded.
+const defaultOpenAttempts = 5
 
 func orDefault[T int | int64 | time.Duration](v *T, d T) {
 	if *v == 0 {

@@ -175,6 +175,39 @@ func TestGoAwayReplacesTheTunnel(t *testing.T) {
 	}
 }
 
+// TestATunnelEndsAfterSlowApplications: a peer that drains closes the tunnel when it has sent everything; what waits for a
+// slow application here is delivered all the same.
+func TestATunnelEndsAfterSlowApplications(t *testing.T) {
+	const size = 200 << 10 // within a stream's first window
+	w := newWorld(t, worldOptions{app: func(c *net.TCPConn) {
+		c.Write(make([]byte, size))
+		c.Close()
+	}})
+	s := w.open()
+	near, far := tcpPair(t)
+	near.SetReadBuffer(4 << 10)
+	far.SetWriteBuffer(4 << 10)
+	spliced := make(chan error, 1)
+	go func() { _, err := s.Splice(far); spliced <- err }()
+	near.CloseWrite()
+	until(t, "the peer has closed the tunnel", func() bool {
+		for _, c := range w.server.list() {
+			c.drain()
+		}
+		s.c.mu.Lock()
+		defer s.c.mu.Unlock()
+		return s.c.peerDone || s.c.err != nil
+	})
+	near.SetDeadline(time.Now().Add(testDeadline))
+	if n, err := io.Copy(io.Discard, near); n != size || err != nil {
+		t.Errorf("read %d bytes, %v; want %d", n, err, size)
+	}
+	if err := <-spliced; err != nil {
+		t.Errorf("Splice: %v", err)
+	}
+	until(t, "the tunnel is gone", func() bool { return len(w.pool.Stats()) == 0 })
+}
+
 func TestDrainUnderLoadLosesNothing(t *testing.T) {
 	w := newWorld(t, worldOptions{})
 	stop := make(chan struct{})

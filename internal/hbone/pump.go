@@ -127,19 +127,24 @@ func (s *Stream) frame(b *sendBuf, n int) {
 	}
 }
 
-// appEnded passes the application's end on, behind its data.
+// appEnded passes the application's end on, behind its data. That END_STREAM is queued and that the stream knows it is one
+// step: the peer may answer, and end the tunnel, before the write returns.
 func (s *Stream) appEnded() {
 	b := s.c.mem.getSend(classSmall)
 	frameHeader{typ: frameData, flags: flagEndStream, stream: s.id}.put(b.record(0))
 	b.plain = frameHeaderLen
-	s.c.submit(s, b)
 	s.mu.Lock()
+	s.c.mu.Lock()
+	s.c.enqueue(s, b)
+	s.c.mu.Unlock()
 	s.sentEnd = true
 	done := s.complete()
 	s.mu.Unlock()
 	if done {
 		s.close(nil)
 	}
+	s.c.mu.Lock()
+	s.c.flushHere()
 }
 
 // appFailed resets the stream because the application's connection failed: RFC 9113 section 8.5 names the code.

@@ -101,9 +101,7 @@ func (s *Server) add(tcp *net.TCPConn) error {
 
 // accept runs the handshake.
 func (s *Server) accept(ctx context.Context, tcp *net.TCPConn) (*conn, error) {
-	c, err := secure(ctx, tcp, func(ctx context.Context) (*tlsRecords, error) {
-		return startTLS(ctx, tcp, s.tls, false, s.lim.Memory)
-	}, false, s.lim, s.log)
+	c, err := secure(ctx, tcp, s.tls, false, s.lim, s.log)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.pending, tcp)

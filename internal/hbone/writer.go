@@ -23,7 +23,7 @@ func (c *conn) kick() {
 // flushHere writes what is queued in the caller's goroutine if nobody else does. It is called with mu held and returns
 // without it.
 func (c *conn) flushHere() {
-	if c.writing || c.frozen.Load() || c.err != nil || c.lingering {
+	if c.writing || c.frozen.Load() || c.err != nil || c.lingering || !c.somethingToWrite() {
 		c.mu.Unlock()
 		return
 	}
@@ -133,21 +133,25 @@ func (c *conn) controlBufs(ctl []byte) []*sendBuf {
 	return l
 }
 
-// submit queues a buffer with DATA of s and writes it if nobody else does. After a reset nothing of the stream may
-// follow, RFC 9113 section 5.1; the buffer is dropped then.
+// submit queues a buffer with DATA of s and writes it if nobody else does.
 func (c *conn) submit(s *Stream, b *sendBuf) {
 	c.mu.Lock()
+	c.enqueue(s, b)
+	c.flushHere()
+}
+
+// enqueue queues a buffer with DATA of s. After a reset nothing of the stream may follow, RFC 9113 section 5.1; the buffer
+// is dropped then. It is called with mu held.
+func (c *conn) enqueue(s *Stream, b *sendBuf) {
 	if c.err != nil || c.leaving || s.rstQueued {
 		c.sendWin += sendWindow(b.payload)
 		c.dryAt = time.Time{}
 		c.queued -= b.payload
 		c.mem.putSend(b)
 		c.wakeNext()
-		c.mu.Unlock()
 		return
 	}
 	c.q = append(c.q, b)
-	c.flushHere()
 }
 
 // queueRST puts RST_STREAM behind what is queued of the stream.
