@@ -25,7 +25,7 @@ type stage struct {
 const (
 	unitTimeout    = 8 * time.Minute
 	interopTimeout = 8 * time.Minute
-	e2eTimeout     = 25 * time.Minute
+	e2eTimeout     = 40 * time.Minute // 8 warm; on a fresh machine Kubernetes and the images are built first
 	// stopGrace lets a command that was interrupted remove its namespaces and processes.
 	stopGrace = time.Minute
 )
