@@ -30,6 +30,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ambit-mesh/ambit/tests/debian"
 )
 
 // Names and limits.
@@ -118,7 +120,7 @@ func (c *Cluster) Up(ctx context.Context) error {
 		return err
 	}
 	defer unlock()
-	if err := c.progress.Do("Debian packages", func() error { return c.installPackages(ctx) }); err != nil {
+	if err := c.progress.Do("Debian packages", func() error { return debian.Install(ctx, debian.Node) }); err != nil {
 		return err
 	}
 	bin, err := c.build(ctx)

@@ -6,9 +6,12 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/ambit-mesh/ambit/tests/debian"
 )
 
 // stage is one step of a run.
@@ -77,6 +80,11 @@ func (r *runner) run(ctx context.Context, chosen []stage) error {
 	for _, s := range chosen {
 		if s.root && os.Geteuid() != 0 {
 			return fmt.Errorf("stage %q makes network namespaces and needs root (hint: sudo make test, or make lint)", s.name)
+		}
+	}
+	if slices.ContainsFunc(chosen, func(s stage) bool { return s.root }) {
+		if err := debian.Install(ctx, debian.Tests); err != nil {
+			return err
 		}
 	}
 	var results []*result
