@@ -86,6 +86,8 @@ type Gateway struct {
 	// Labels and Annotations of spec.infrastructure, and its parameters.
 	Labels, Annotations map[string]string
 	Parameters          *ObjectRef
+	// ClassParameters are the parameters of the GatewayClass; package layer7 copies them here.
+	ClassParameters *ObjectRef
 	// ObjectLabels and ObjectAnnotations are the Gateway's own.
 	ObjectLabels, ObjectAnnotations map[string]string
 	// BackendClientCert is the Secret of the client certificate for backends.

@@ -32,6 +32,8 @@ type Meta struct {
 	Key
 	Created    time.Time
 	Generation int64
+	// UID tells an object from an earlier one of the same name; owner references carry it.
+	UID string
 }
 
 // MatchKind is how a string is compared.
