@@ -94,10 +94,14 @@ type Node struct {
 
 // Namespace is what of a namespace touches workloads and services.
 type Namespace struct {
-	Name        string
+	Name string
+	// Labels decide which listeners and waypoints the namespace's objects may attach to.
+	Labels      map[string]string
 	MeshLabel   string
 	Terminating bool
 	Waypoint    WaypointRef
+	// IngressWaypoint is the label istio.io/ingress-use-waypoint: gateways go through the waypoint too.
+	IngressWaypoint bool
 	// Distribution applies to services that choose none themselves.
 	Distribution Distribution
 }
@@ -107,6 +111,11 @@ type WaypointRef struct {
 	Key
 	// None is the label's value "none", which overrides the namespace's.
 	None bool
+	// Canary is a second waypoint that gets CanaryWeight percent of the connections; services only.
+	Canary       Key
+	CanaryWeight uint32
+	// CanaryInvalid says that the weight written down is no percentage, so that the canary is not used.
+	CanaryInvalid bool
 }
 
 // IsSet tells whether the object says anything about its waypoint.
@@ -199,6 +208,14 @@ type Service struct {
 	Waypoint        WaypointRef
 	// NoWaypoint is set on the services of waypoints themselves, which must not have one.
 	NoWaypoint bool
+	// IngressWaypoint is the label istio.io/ingress-use-waypoint; nil leaves it to the namespace.
+	IngressWaypoint *bool
+	// External are addresses by which the outside reaches it: a load balancer's, as its status says.
+	External []GatewayAddress
+	// LoadBalancer says that the service asks for such an address.
+	LoadBalancer bool
+	// Generation is for status.
+	Generation int64
 }
 
 // ResourceName is the service's name on the wire.
@@ -210,12 +227,22 @@ type Endpoint struct {
 	PodUID string
 }
 
-// EndpointSlice connects a service to pods that its selector does not choose.
+// AddressEndpoint is one endpoint of a slice that names addresses and no pod.
+type AddressEndpoint struct {
+	Addresses []netip.Addr
+	Ready     bool
+	Zone      string
+}
+
+// EndpointSlice connects a service to endpoints that its selector does not choose.
 type EndpointSlice struct {
 	Key
 	// Service is the name of the service, in the slice's namespace.
 	Service   string
 	Endpoints []Endpoint
+	// Addresses are endpoints that are not pods. Ports maps names of the service's ports to their ports.
+	Addresses []AddressEndpoint
+	Ports     map[string]uint16
 }
 
 // MTLSMode is a mode of PeerAuthentication.

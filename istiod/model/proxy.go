@@ -172,8 +172,9 @@ type HTTPPolicy struct {
 	// Authz in order of name; waypoint/config sorts by action: CUSTOM, DENY, ALLOW, and AUDIT beside.
 	Authz []*Authorization
 	// JWT are the rules of all RequestAuthentications that apply; Requirement is their name in HTTPFilters.
-	JWT    []JWTRule
-	Limits []*RateLimit
+	JWT         []JWTRule
+	Requirement string
+	Limits      []*RateLimit
 }
 
 // HTTPFilters is what the filter chain of HTTP must hold for the tables that use it.
