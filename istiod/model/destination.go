@@ -178,7 +178,8 @@ type ObjectRef struct {
 
 // PolicyTarget is what a policy is attached to; Section is a port name or listener.
 type PolicyTarget struct {
-	// Kind is Gateway, GatewayClass, Service, ServiceEntry or a route kind.
+	// Kind is Gateway, GatewayClass, Service, ServiceEntry or a route kind. Empty is a target that could not be read: it
+	// matches nothing, and keeps the policy from becoming one of the whole namespace.
 	Kind string
 	Key
 	Section string

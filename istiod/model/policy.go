@@ -28,6 +28,8 @@ type Authorization struct {
 	DryRun   bool
 	// Rules empty with ALLOW denies everything; a rule without conditions matches everything.
 	Rules []AuthzRule
+	// Warnings say what in the object has no effect, for its status.
+	Warnings []string
 }
 
 // AuthzRule matches if one of From, one of To and all of When do; an empty list is no condition.
@@ -49,10 +51,13 @@ type AuthzSource struct {
 	IPs, RemoteIPs                                             Blocks
 }
 
-// AuthzOperation is what is called.
+// AuthzOperation is what is called. A path may also be one of Istio's templates: {*} stands for one segment, {**} at the
+// end for any number of them; Ports are decimal.
 type AuthzOperation struct{ Hosts, Ports, Methods, Paths Patterns }
 
-// AuthzCondition is a named attribute, such as request.headers[x] or request.auth.claims[a][b].
+// AuthzCondition is a named attribute: request.headers[x], request.auth.claims[a][b], request.auth.principal,
+// request.auth.audiences, request.auth.presenter, source.ip, remote.ip, source.namespace, source.principal, destination.ip,
+// destination.port, connection.sni or experimental.envoy.filters.<filter>[<key>]. Addresses are CIDRs, ports decimal.
 type AuthzCondition struct {
 	Key string
 	Patterns
@@ -64,7 +69,12 @@ type JWTPolicy struct {
 	Targets  []PolicyTarget
 	Selector map[string]string
 	Rules    []JWTRule
+	Warnings []string
 }
+
+// UnusableJWKS is a key set that no token satisfies: it stands where keys are wanted and none are known, so that
+// tokens are refused and not overlooked.
+const UnusableJWKS = `{"keys":[]}`
 
 // JWTRule is one issuer.
 type JWTRule struct {
@@ -96,6 +106,7 @@ type Telemetry struct {
 	Metrics  []TelemetryMetric
 	Logs     []TelemetryLog
 	Tracing  []TelemetryTracing
+	Warnings []string
 }
 
 // TelemetryMetric changes the tags of a metric, or of all ("") .
@@ -106,6 +117,8 @@ type TelemetryMetric struct {
 	Client   bool
 	Server   bool
 	Disabled bool
+	// Enabled says that false was written for disabled: it turns on what a parent turned off.
+	Enabled bool
 	// Tags maps a label to the CEL expression or literal that replaces it; empty removes the label.
 	Tags map[string]string
 }
@@ -122,14 +135,15 @@ type TelemetryLog struct {
 type TelemetryTracing struct {
 	Providers      []string
 	Client, Server bool
-	Disabled       bool
+	// Disabled and Enabled are span reporting turned off or on; neither inherits.
+	Disabled, Enabled bool
 	// Percent nil inherits.
 	Percent *float64
 	Tags    []TraceTag
 }
 
-// TraceTag is a span tag from one source.
-type TraceTag struct{ Name, Literal, Header, Environment, Default string }
+// TraceTag is a span tag from one source; Format is a format string as in access logs.
+type TraceTag struct{ Name, Literal, Header, Environment, Default, Format string }
 
 // ExtAuthz is an external authorization server.
 type ExtAuthz struct {
@@ -151,6 +165,8 @@ type ExtAuthz struct {
 	Body        uint32
 	BodyPartial bool
 	BodyBytes   bool
+	// ClearRouteCache lets headers that the server adds choose the route.
+	ClearRouteCache bool
 }
 
 // Provider is an extension provider of the mesh configuration; one of the fields is set.
@@ -173,16 +189,21 @@ type OTLP struct {
 	Timeout      time.Duration
 	Headers      []Header
 	MaxTagLength uint32
-	// Logs says that it takes access logs, else traces.
+	// Logs says that it takes access logs, else traces. Text is then the body, and JSON the attributes, of a record.
 	Logs    bool
 	LogName string
+	Text    string
+	JSON    map[string]string
 }
 
-// LogFile is a format of access logs; Text or JSON is set, or neither for the default.
+// LogFile is a format of access logs; Text or JSON is set, or neither for the default. JSON that is empty but not nil is
+// JSON with the default labels.
 type LogFile struct {
 	Path string
 	Text string
 	JSON map[string]string
+	// OmitEmpty leaves out what has no value, instead of "-".
+	OmitEmpty bool
 }
 
 // MeshConfig is the part of Istio's mesh configuration that layer 7 reads.
@@ -202,6 +223,8 @@ type MeshConfig struct {
 	Retry          *Retry
 	LocalityLB     *LocalityLB
 	ConnectTimeout time.Duration
+	// Warnings say which fields were not understood or have no effect.
+	Warnings []string
 }
 
 // RateLimit is Ambit's own kind: how many requests are let through.
@@ -220,10 +243,11 @@ type LocalLimit struct {
 	// PerSource counts each calling identity for itself; PerHeader each value of a header.
 	PerSource bool
 	PerHeader string
-	Requests  uint32
-	Per       time.Duration
-	Burst     uint32
-	Status    int
+	// Requests refill the bucket over Per; Burst, never 0, is its size: how many may come at once.
+	Requests uint32
+	Per      time.Duration
+	Burst    uint32
+	Status   int
 	DryRun    bool
 }
 
@@ -231,7 +255,7 @@ type LocalLimit struct {
 type LimitMatch struct {
 	Path, Method *StringMatch
 	Headers      []NamedMatch
-	// Sources are SPIFFE ids or Istio principals, with Istio's patterns.
+	// Sources are Istio principals, "trust.domain/ns/x/sa/y", with Istio's patterns; one must match.
 	Sources []string
 }
 
