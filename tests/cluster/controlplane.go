@@ -109,6 +109,9 @@ func (c *Cluster) waitNodes(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
 	err := poll(ctx, func(ctx context.Context) (bool, error) {
+		if err := c.ended(); err != nil {
+			return false, err // waiting longer would not bring it back
+		}
 		n, err := c.readyNodes(ctx)
 		return err == nil && n == nodeCount, nil
 	})

@@ -77,6 +77,23 @@ func (c *Cluster) detach(name string, args ...string) error {
 	return nil
 }
 
+// ended returns an error with the end of its log if one of the cluster's processes no longer runs.
+func (c *Cluster) ended() error {
+	records, err := c.records()
+	if err != nil {
+		return err
+	}
+	for _, r := range records {
+		if r.alive() {
+			continue
+		}
+		name := strings.TrimSuffix(filepath.Base(r.file), ".json")
+		log, err := os.ReadFile(c.logFile(name))
+		return errors.Join(fmt.Errorf("process %q ended:\n%s", name, lastLines(log)), err)
+	}
+	return nil
+}
+
 func (c *Cluster) recordFile(name string) string { return filepath.Join(c.recordDir(), name+".json") }
 func (c *Cluster) logFile(name string) string    { return filepath.Join(c.logDir(), name+".log") }
 
