@@ -83,6 +83,8 @@ type HashPolicy struct {
 type HashCookie struct {
 	Name, Path string
 	TTL        *time.Duration
+	// Attributes are further ones of a generated cookie, such as SameSite.
+	Attributes []Header
 }
 
 // LocalityLB prefers places. Localities are "region/zone/subzone", * at the end.
@@ -111,6 +113,8 @@ type ConnectionPool struct {
 	MaxRetries               uint32
 	HTTPIdle                 time.Duration
 	MaxStreams               uint32
+	// PingInterval and PingTimeout are HTTP/2's; 0 sends no pings.
+	PingInterval, PingTimeout time.Duration
 	// H2Upgrade forces HTTP/2 (true) or HTTP/1.1 (false) to the endpoint; nil keeps the client's.
 	H2Upgrade *bool
 	// ClientProtocol keeps the client's protocol.

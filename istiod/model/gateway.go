@@ -33,6 +33,10 @@ type ListenerTLS struct {
 	// ClientCA are roots of client certificates; empty asks for none. Optional accepts clients without one.
 	ClientCA []SecretRef
 	Optional bool
+	// Insecure lets a client in even if its certificate does not verify (Gateway API's AllowInsecureFallback).
+	Insecure bool
+	// AutoPassthrough leaves TLS to the service that an SNI of the form outbound_.<port>_.<subset>_.<host> names.
+	AutoPassthrough bool
 	// IstioMutual uses the mesh's own identity (Istio Gateway only).
 	IstioMutual               bool
 	Redirect                  bool // answers plain HTTP with 301 (Istio Gateway's httpsRedirect)
@@ -69,6 +73,8 @@ type Listener struct {
 	Allowed  NamespaceSelector
 	// AllowedKinds are route kinds; empty follows the protocol.
 	AllowedKinds []Kind
+	// NoKinds says that kinds were asked for and none of them can attach.
+	NoKinds bool
 	// Invalid conditions of the listener, such as UnsupportedProtocol.
 	Invalid []Condition
 }

@@ -99,6 +99,8 @@ type ServerTLS struct {
 	// ClientCA is PEM; Optional asks without insisting.
 	ClientCA string
 	Optional bool
+	// Insecure asks for a client certificate and lets the client in whether or not it verifies.
+	Insecure bool
 	// Mesh uses the proxy's own identity and the mesh's roots.
 	Mesh                   bool
 	MinVersion, MaxVersion string
@@ -159,6 +161,8 @@ type RouteRule struct {
 type RouteCluster struct {
 	WeightedCluster
 	Request, Response HeaderOps
+	// Authority replaces the request's host, for this share only.
+	Authority string
 }
 
 // MirrorCluster copies requests.

@@ -136,6 +136,8 @@ type Backend struct {
 	Weight uint32
 	// Request and Response edit headers for this share only.
 	Request, Response HeaderOps
+	// Authority replaces the request's host, for this share only.
+	Authority string
 	// Grant is what a ReferenceGrant must allow, if the reference crosses namespaces.
 	Grant *Reference
 	// Invalid says why nothing can be sent here (unknown kind …): its share is answered with 500.
