@@ -248,7 +248,7 @@ type LocalLimit struct {
 	Per      time.Duration
 	Burst    uint32
 	Status   int
-	DryRun    bool
+	DryRun   bool
 }
 
 // LimitMatch selects requests; all that is set must hold.
