@@ -10,6 +10,8 @@ import (
 
 // Reads and writes on sockets without the runtime's bookkeeping for calls that may block: a quarter of the CPU of small
 // requests. MSG_DONTWAIT makes sure that they never block, whatever some other holder did to the descriptor's flags.
+// Each repeats the loop over EINTR: a pointer may become a uintptr only in the arguments of the system call itself
+// (package unsafe, rule 4), and a helper that is told to keep it alive would move every buffer to the heap.
 
 // maxIovecs is how many pieces one call takes (UIO_MAXIOV is 1024; more than this gains nothing).
 const maxIovecs = 128

@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"encoding/hex"
 	"io"
-	"slices"
 )
 
 // trafficSecrets takes the first application traffic secrets of a connection (RFC 8446 section 7.1) out of crypto/tls,
@@ -62,5 +61,5 @@ func (s *trafficSecrets) take(client bool) (read, write []byte) {
 		read, write = write, read
 	}
 	s.client, s.server = nil, nil
-	return slices.Clip(read), slices.Clip(write)
+	return read, write
 }

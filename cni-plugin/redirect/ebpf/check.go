@@ -28,7 +28,7 @@ func (r *Redirector) Check(_ context.Context, pod redirect.Pod) error {
 	if err := checkSteer(filepath.Join(t.dir, steerPin), pod.NetNS); err != nil {
 		missing = append(missing, fmt.Errorf("lookup program: %w", err))
 	}
-	for _, l := range t.found.Links {
+	for _, l := range t.Found.Links {
 		if err := checkGuard(t.guardPin(l), l.Index); err != nil {
 			missing = append(missing, fmt.Errorf("guard of interface %q: %w", l.Name, err))
 		}
@@ -42,10 +42,10 @@ func (r *Redirector) Check(_ context.Context, pod redirect.Pod) error {
 func (r *Redirector) checkMaps(t *target) error {
 	var missing []error
 	var one uint32
-	if err := r.objects.Enrolled.Lookup(t.cookie, &one); err != nil {
+	if err := r.objects.Enrolled.Lookup(t.Cookie, &one); err != nil {
 		missing = append(missing, fmt.Errorf("entry in the map of enrolled pods: %w", err))
 	}
-	missing = append(missing, r.probes.CheckPod(t.cookie, t.unique))
+	missing = append(missing, r.probes.CheckPod(t.Cookie, t.Unique))
 	have := listeningIn(t.dir)
 	for role := range bpf.SteerRoleROLES {
 		if !slices.Contains(have, role) {
@@ -60,14 +60,14 @@ func (r *Redirector) checkState(t *target) error {
 	if err != nil {
 		return err
 	}
-	if s.NetnsCookie != t.cookie || s.Mode != bpf.SteerModeCAPTURING {
+	if s.NetnsCookie != t.Cookie || s.Mode != bpf.SteerModeCAPTURING {
 		return errors.New("the lookup program is set for another netns, or drains")
 	}
-	if int(s.AddrsLen) != len(t.own) {
+	if int(s.AddrsLen) != len(t.Own) {
 		return errors.New("the lookup program knows other addresses")
 	}
 	for _, a := range s.Addrs[:s.AddrsLen] {
-		if !slices.Contains(t.own, a.Address()) {
+		if !slices.Contains(t.Own, a.Address()) {
 			return errors.New("the lookup program knows other addresses")
 		}
 	}

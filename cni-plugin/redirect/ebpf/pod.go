@@ -28,51 +28,26 @@ const (
 	guardPrefix = "guard-"
 )
 
-// target is a pod with what was found out about it.
+// target is a pod with what was found out about it, and where its pins are.
 type target struct {
-	redirect.Pod
-	dir    string
-	cookie uint64
-	found  podnet.Interfaces
-	own    []netip.Addr // all addresses, also those that only Kubernetes knows
-	unique []netip.Addr // those that name the pod on the node
+	*podnet.Target
+	dir string
 }
 
 func (r *Redirector) inspect(pod redirect.Pod) (*target, error) {
-	if err := pod.Validate(); err != nil {
-		return nil, err
-	}
-	if pod.NetNS == nil || pod.NetNS.Inode() == r.host {
-		return nil, errors.New("refusing to capture the node's own netns")
-	}
-	cookie, err := pod.NetNS.Cookie()
+	found, err := podnet.Inspect(pod, r.host)
 	if err != nil {
 		return nil, err
 	}
-	found, err := podnet.Read(pod.NetNS)
-	if err != nil {
-		return nil, err
+	if most := len(bpf.SteerPod{}.Addrs); len(found.Own) > most {
+		return nil, fmt.Errorf("the netns has %d addresses, at most %d can be captured", len(found.Own), most)
 	}
-	t := &target{Pod: pod, dir: filepath.Join(r.pods, pod.UID), cookie: cookie, found: found}
-	for _, a := range slices.Concat(pod.IPs, found.Addrs) {
-		a = a.Unmap()
-		if slices.Contains(t.own, a) {
-			continue
-		}
-		t.own = append(t.own, a)
-		if !a.IsLinkLocalUnicast() {
-			t.unique = append(t.unique, a)
-		}
-	}
-	if most := len(bpf.SteerPod{}.Addrs); len(t.own) > most {
-		return nil, fmt.Errorf("the netns has %d addresses, at most %d can be captured", len(t.own), most)
-	}
-	return t, nil
+	return &target{Target: found, dir: filepath.Join(r.pods, pod.UID)}, nil
 }
 
 func (t *target) setup() podnet.Setup {
 	s := podnet.Setup{
-		Sources: podnet.Sources(t.IPs, t.found.Addrs),
+		Sources: t.Sources(),
 		Marks:   []uint32{ports.MarkCapture, ports.MarkApp},
 		// Accepted sockets, and refusals, take the mark of what they answer.
 		Sysctls: []string{"ipv4/tcp_fwmark_accept", "ipv4/fwmark_reflect"},
@@ -112,7 +87,7 @@ func (r *Redirector) enroll(pod redirect.Pod, ls redirect.Listeners) error {
 		}
 	}
 	// A pod whose sandbox was made anew keeps its UID.
-	if s, err := readState(t.dir); err == nil && s.NetnsCookie != t.cookie {
+	if s, err := readState(t.dir); err == nil && s.NetnsCookie != t.Cookie {
 		if err := r.forget(pod.UID, s.NetnsCookie); err != nil {
 			return err
 		}
@@ -126,11 +101,11 @@ func (r *Redirector) enroll(pod redirect.Pod, ls redirect.Listeners) error {
 	if err := r.guardLinks(t); err != nil {
 		return err
 	}
-	if err := r.probes.SetPod(t.cookie, t.unique); err != nil {
+	if err := r.probes.SetPod(t.Cookie, t.Unique); err != nil {
 		return err
 	}
 	// Last, since from here on the pod's apps depend on all of the above.
-	if err := r.objects.Enrolled.Put(t.cookie, uint32(1)); err != nil {
+	if err := r.objects.Enrolled.Put(t.Cookie, uint32(1)); err != nil {
 		return fmt.Errorf("add to the map of enrolled pods: %w", err)
 	}
 	delete(r.draining, pod.UID)
@@ -160,8 +135,8 @@ func (r *Redirector) steer(t *target, ls redirect.Listeners) error {
 	if err := putListeners(o.Listeners, ls); err != nil {
 		return err
 	}
-	state := bpf.SteerPod{NetnsCookie: t.cookie, Mode: bpf.SteerModeCAPTURING, AddrsLen: uint32(len(t.own))}
-	for i, a := range t.own {
+	state := bpf.SteerPod{NetnsCookie: t.Cookie, Mode: bpf.SteerModeCAPTURING, AddrsLen: uint32(len(t.Own))}
+	for i, a := range t.Own {
 		state.Addrs[i] = bpf.SteerAddress(a)
 	}
 	if err := o.PodState.Put(uint32(0), state); err != nil {
@@ -247,7 +222,7 @@ func checkGuard(pin string, ifindex int) error {
 }
 
 func (r *Redirector) guardLinks(t *target) error {
-	for _, i := range t.found.Links {
+	for _, i := range t.Found.Links {
 		pin := t.guardPin(i)
 		if checkGuard(pin, i.Index) == nil {
 			err := withLink(pin, func(l link.Link) error { return l.Update(r.guard) })

@@ -22,7 +22,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -171,37 +170,10 @@ func (r *Redirector) sources() ([]netip.Addr, error) {
 	return host.Addrs, nil
 }
 
-// target is a pod with what was found out about it.
-type target struct {
-	redirect.Pod
-	cookie uint64
-	ips    []netip.Addr // that name the pod on the node
-	setup  podnet.Setup
-}
-
-func (r *Redirector) inspect(pod redirect.Pod) (*target, error) {
-	if err := pod.Validate(); err != nil {
-		return nil, err
-	}
-	if pod.NetNS == nil || pod.NetNS.Inode() == r.host {
-		return nil, errors.New("refusing to capture the node's own netns")
-	}
-	found, err := podnet.Read(pod.NetNS)
-	if err != nil {
-		return nil, err
-	}
-	t := &target{Pod: pod, setup: podnet.Setup{
-		Sources: podnet.Sources(pod.IPs, found.Addrs),
-		// MarkApp, too: a connection that is bound to lo finds no other route to the pod's own address.
-		Marks: []uint32{ports.MarkCapture, ports.MarkApp},
-	}}
-	for _, a := range slices.Concat(pod.IPs, found.Addrs) {
-		if a = a.Unmap(); !a.IsLinkLocalUnicast() && !slices.Contains(t.ips, a) {
-			t.ips = append(t.ips, a)
-		}
-	}
-	t.cookie, err = pod.NetNS.Cookie()
-	return t, err
+// setup is what a pod's netns needs beside the rules. MarkApp is in it too: a connection that is bound to lo finds no
+// other route to the pod's own address.
+func setup(t *podnet.Target) podnet.Setup {
+	return podnet.Setup{Sources: t.Sources(), Marks: []uint32{ports.MarkCapture, ports.MarkApp}}
 }
 
 // Enroll implements redirect.Redirector.
@@ -218,7 +190,7 @@ func (r *Redirector) enroll(pod redirect.Pod, ls redirect.Listeners) error {
 	if err := ls.Validate(); err != nil {
 		return err
 	}
-	t, err := r.inspect(pod)
+	t, err := podnet.Inspect(pod, r.host)
 	if err != nil {
 		return err
 	}
@@ -226,14 +198,14 @@ func (r *Redirector) enroll(pod redirect.Pod, ls redirect.Listeners) error {
 	if err != nil {
 		return err
 	}
-	if err := r.note(pod.UID, t.cookie); err != nil {
+	if err := r.note(pod.UID, t.Cookie); err != nil {
 		return err
 	}
-	if err := t.setup.Apply(pod.NetNS); err != nil {
+	if err := setup(t).Apply(pod.NetNS); err != nil {
 		return err
 	}
 	if r.probes != nil {
-		if err := r.probes.SetPod(t.cookie, t.ips); err != nil {
+		if err := r.probes.SetPod(t.Cookie, t.Unique); err != nil {
 			return err
 		}
 	}
@@ -274,7 +246,7 @@ func (r *Redirector) unenroll(pod redirect.Pod) error {
 func (r *Redirector) Check(_ context.Context, pod redirect.Pod) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	t, err := r.inspect(pod)
+	t, err := podnet.Inspect(pod, r.host)
 	if err != nil {
 		return fmt.Errorf("check pod %q: %w", pod.UID, err)
 	}
@@ -282,12 +254,12 @@ func (r *Redirector) Check(_ context.Context, pod redirect.Pod) error {
 	if err != nil {
 		return fmt.Errorf("check pod %q: %w", pod.UID, err)
 	}
-	missing := []error{t.setup.Check(pod.NetNS), check(pod.NetNS, ruleset(from)), checkListeners(pod.NetNS)}
-	if noted, err := r.noted(pod.UID); err != nil || noted != t.cookie {
+	missing := []error{setup(t).Check(pod.NetNS), check(pod.NetNS, ruleset(from)), checkListeners(pod.NetNS)}
+	if noted, err := r.noted(pod.UID); err != nil || noted != t.Cookie {
 		missing = append(missing, errors.New("note of the pod in the state directory"))
 	}
 	if r.probes != nil {
-		missing = append(missing, r.probes.CheckPod(t.cookie, t.ips))
+		missing = append(missing, r.probes.CheckPod(t.Cookie, t.Unique))
 	}
 	if err := errors.Join(missing...); err != nil {
 		return fmt.Errorf("capture of pod %q is incomplete: %w", pod.UID, err)
