@@ -26,6 +26,21 @@ type Proxy struct {
 	Scopes []Scope
 	// Direct says that a waypoint also serves workloads by address.
 	Direct bool
+	// Workloads are those that it serves by address, ordered; what is not listed is refused, so that a waypoint is no
+	// open proxy. DirectPolicy applies to them.
+	Workloads    []DirectWorkload
+	DirectPolicy HTTPPolicy
+	// TrustDomains are further trust domains whose identities are accepted (aliases).
+	TrustDomains []string
+	// Families says where the proxy's sockets listen; Automatic is IPv4.
+	Families IPFamilies
+}
+
+// DirectWorkload is a workload that a waypoint serves by its address.
+type DirectWorkload struct {
+	Address netip.Addr
+	// Identity that its tunnel must have.
+	Identity string
 }
 
 // ScopeKind is how the bytes of a service port are read.
@@ -285,6 +300,8 @@ type Endpoints struct {
 	// Locality is where the proxy is and how it prefers; nil spreads evenly.
 	Locality *LocalityLB
 	From     Locality
+	// FromLabels are the proxy's own, which Locality.Priority compares with the endpoints' Labels.
+	FromLabels map[string]string
 }
 
 // ProxyEndpoint is one place to send to.
