@@ -42,9 +42,12 @@ func command() *cobra.Command {
   tools echo --listen :9000
   tools get http://web/
   tools request POST http://127.0.0.1:9090/reset
-  tools lookup web.shop.svc.cluster.local`,
+  tools lookup web.shop.svc.cluster.local
+  tools serve --name product --version v1
+  tools fetch --count 100 --header "X-group: test" http://product/`,
 	}
-	root.AddCommand(loadCommand(), echoCommand(), requestCommand(), getCommand(), lookupCommand())
+	root.AddCommand(loadCommand(), echoCommand(), requestCommand(), getCommand(), lookupCommand(),
+		serveCommand(), fetchCommand())
 	return root
 }
 
@@ -80,7 +83,9 @@ func loadCommand() *cobra.Command {
 
 // serve answers HTTP until the context ends.
 func serve(ctx context.Context, listen string, handler http.Handler) error {
-	server := &http.Server{Addr: listen, Handler: handler, ReadHeaderTimeout: 10 * time.Second}
+	server := &http.Server{Addr: listen, Handler: handler, ReadHeaderTimeout: 10 * time.Second, Protocols: new(http.Protocols)}
+	server.Protocols.SetHTTP1(true)
+	server.Protocols.SetUnencryptedHTTP2(true)
 	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
 	defer stop()
 	if err := server.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
