@@ -67,7 +67,8 @@ type NamedMatch struct {
 type HTTPMatch struct {
 	Path, Method, Scheme, Authority *StringMatch
 	Headers, Query                  []NamedMatch
-	// Claims are claims of a validated JWT (Istio's header names @request.auth.claims.…); Name is the path, joined by dots.
+	// Claims are claims of a validated JWT (Istio's header names @request.auth.claims.…); Name is the path, joined by dots,
+	// or in brackets, as in [a.b][c], if one of its elements has a dot.
 	Claims []NamedMatch
 	// GRPC wants content-type application/grpc.
 	GRPC bool
@@ -88,7 +89,8 @@ type HeaderOps struct {
 	Remove   []string
 }
 
-// Header is a name and a value.
+// Header is a name and a value. In HeaderOps the value is a format string of Envoy's, as a VirtualService has it: %NAME% is
+// replaced, and a percent sign itself is written twice. Translations see to both; nobody escapes it again.
 type Header struct{ Name, Value string }
 
 // IsZero tells that nothing is edited.
