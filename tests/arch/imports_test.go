@@ -46,8 +46,8 @@ var directRules = []rule{
 	},
 	{
 		from: "waypoint/...", never: []string{"ztunnel/...", "istiod/...", "cni-plugin/...", "bpf/...", "charts/...", "cmd/...", "tests/..."},
-		except: []string{"waypoint/config/... → istiod/model/..."},
-		why:    "the translation to Envoy reads the model, and nothing else of istiod",
+		except: []string{"waypoint/config/... → istiod/model/...", "waypoint/deploy/... → istiod/model/..."},
+		why:    "what istiod compiles in, the translation to Envoy and the deployer, reads the model, and nothing else of istiod",
 	},
 	{
 		from: "cni-plugin/...", never: []string{"ztunnel/...", "istiod/...", "waypoint/...", "charts/...", "cmd/...", "tests/..."},
