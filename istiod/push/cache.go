@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 	"sort"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -38,7 +39,9 @@ type Cache struct {
 	readers   map[*reader]struct{}
 	wake      chan struct{}
 	synced    chan struct{}
-	dirty     chan struct{}
+	// changed tells whoever publishes that there is something to publish.
+	changed func()
+	dirty   chan struct{}
 }
 
 // collection is the log of one type, ordered by seq.
@@ -81,6 +84,7 @@ func NewCache(typeURLs ...string) *Cache {
 		synced:  make(chan struct{}),
 		dirty:   make(chan struct{}, 1),
 	}
+	c.changed = func() { poke(c.dirty) }
 	for _, t := range typeURLs {
 		c.types[t] = &collection{live: map[string]uint64{}, compactAt: minCompact, index: map[string]*bucket{}}
 	}
@@ -107,8 +111,13 @@ func (c *Cache) Apply(changes []Change) {
 		c.compact(ch.Type, col)
 	}
 	c.mu.Unlock()
+	c.changed()
+}
+
+// poke wakes whoever reads from ch, once for any number of calls.
+func poke(ch chan struct{}) {
 	select {
-	case c.dirty <- struct{}{}:
+	case ch <- struct{}{}:
 	default:
 	}
 }
@@ -129,7 +138,10 @@ func (c *Cache) Synced() {
 func (c *Cache) Ready() <-chan struct{} { return c.synced }
 
 // Run publishes changes in batches until ctx ends.
-func (c *Cache) Run(ctx context.Context) error {
+func (c *Cache) Run(ctx context.Context) error { return runBatches(ctx, c.dirty, c.publish) }
+
+// runBatches calls publish a batch delay after each wake-up, until ctx ends.
+func runBatches(ctx context.Context, dirty <-chan struct{}, publish func()) error {
 	timer := time.NewTimer(batchDelay)
 	defer timer.Stop()
 	timer.Stop()
@@ -137,7 +149,7 @@ func (c *Cache) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-c.dirty:
+		case <-dirty:
 		}
 		timer.Reset(batchDelay)
 		select {
@@ -145,7 +157,7 @@ func (c *Cache) Run(ctx context.Context) error {
 			return nil
 		case <-timer.C:
 		}
-		c.publish()
+		publish()
 	}
 }
 
@@ -185,10 +197,16 @@ func (c *Cache) close(r *reader) {
 	c.mu.Unlock()
 }
 
+// tombstone is a name that was removed, and when.
+type tombstone struct {
+	name string
+	seq  uint64
+}
+
 // page is what a reader got of the log in one go.
 type page struct {
 	resources []*Resource
-	removed   []string
+	removed   []tombstone
 	// oldest is when the first change of the page happened.
 	oldest time.Time
 	// next is the reader's new position; more tells whether the cut is still ahead of it.
@@ -224,7 +242,7 @@ func (c *Cache) read(typeURL string, from, to uint64, maxBytes int, want func(*e
 		if e.res != nil {
 			p.resources = append(p.resources, e.res)
 		} else {
-			p.removed = append(p.removed, e.name)
+			p.removed = append(p.removed, tombstone{e.name, e.seq})
 		}
 	}
 	return p
@@ -235,6 +253,20 @@ func (c *Cache) Get(typeURL, name string) *Resource {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
 	return c.types[typeURL].get(name)
+}
+
+// find is Get that also tells when the resource last changed.
+func (c *Cache) find(typeURL, name string) (*Resource, uint64) {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	col := c.types[typeURL]
+	return col.get(name), col.live[name]
+}
+
+// gone tells whether a removed name has been absent ever since.
+func (c *Cache) gone(typeURL string, t tombstone) bool {
+	r, seq := c.find(typeURL, t.name)
+	return r == nil && seq <= t.seq
 }
 
 // Expand returns all that a name stands for, ordered by name: what has the name,
@@ -288,18 +320,18 @@ func (c *Cache) All(typeURL string) []*Resource {
 	return out
 }
 
-// missing returns those of the held names that no longer exist, ordered.
-func (c *Cache) missing(typeURL string, held map[string]string) []string {
+// missing returns those of the held names that no longer exist, ordered, as if removed at the cut.
+func (c *Cache) missing(typeURL string, held map[string]string, cut uint64) []tombstone {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
 	col := c.types[typeURL]
-	var out []string
+	var out []tombstone
 	for name := range held {
 		if col.get(name) == nil {
-			out = append(out, name)
+			out = append(out, tombstone{name, max(cut, 1)})
 		}
 	}
-	slices.Sort(out)
+	slices.SortFunc(out, func(a, b tombstone) int { return strings.Compare(a.name, b.name) })
 	return out
 }
 

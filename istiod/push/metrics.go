@@ -18,7 +18,9 @@ type metrics struct {
 	bytes                        *prometheus.CounterVec
 	ackSeconds, convergence      *prometheus.HistogramVec
 	refused                      *prometheus.CounterVec
+	unwarmed                     prometheus.Counter
 	lag, connected, unacked      *prometheus.Desc
+	rejectedNow                  *prometheus.Desc
 	proxies                      func() []ProxyStatus
 }
 
@@ -41,6 +43,8 @@ func newMetrics(proxies func() []ProxyStatus) *metrics {
 		refused:     counter("istiod_xds_refused_streams_total", "Streams refused, by reason.", "reason"),
 		ackSeconds:  histogram("istiod_xds_ack_seconds", "Time from a response to its acknowledgement."),
 		convergence: histogram("istiod_xds_convergence_seconds", "Time from a change in istiod to the acknowledgement of a proxy that has it."),
+		unwarmed:    prometheus.NewCounter(prometheus.CounterOpts{Name: "istiod_xds_warming_timeouts_total", Help: "Times that a proxy's routes went on although it had not taken all endpoints of new clusters."}),
+		rejectedNow: prometheus.NewDesc("istiod_xds_rejected_resources", "Resources whose newest form the proxy refused.", []string{labelProxy, labelType}, nil),
 		lag: prometheus.NewDesc("istiod_xds_ack_lag_seconds", "Age of the oldest response that the proxy has not acknowledged; 0 when none.",
 			[]string{labelProxy, labelType}, nil),
 		unacked:   prometheus.NewDesc("istiod_xds_behind_changes", "How many changes of the state the proxy has not been sent.", []string{labelProxy, labelType}, nil),
@@ -50,7 +54,7 @@ func newMetrics(proxies func() []ProxyStatus) *metrics {
 }
 
 func (m *metrics) all() []prometheus.Collector {
-	return []prometheus.Collector{m.sent, m.acked, m.rejected, m.stale, m.bytes, m.refused, m.ackSeconds, m.convergence}
+	return []prometheus.Collector{m.sent, m.acked, m.rejected, m.stale, m.bytes, m.refused, m.ackSeconds, m.convergence, m.unwarmed}
 }
 
 // Describe implements prometheus.Collector.
@@ -58,6 +62,7 @@ func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
 	ch <- m.lag
 	ch <- m.unacked
 	ch <- m.connected
+	ch <- m.rejectedNow
 	for _, c := range m.all() {
 		c.Describe(ch)
 	}
@@ -80,6 +85,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 		for _, t := range p.Types {
 			ch <- prometheus.MustNewConstMetric(m.lag, prometheus.GaugeValue, t.LagSeconds, p.Proxy, t.Type)
 			ch <- prometheus.MustNewConstMetric(m.unacked, prometheus.GaugeValue, float64(t.Behind), p.Proxy, t.Type)
+			ch <- prometheus.MustNewConstMetric(m.rejectedNow, prometheus.GaugeValue, float64(len(t.Rejected)), p.Proxy, t.Type)
 		}
 	}
 }

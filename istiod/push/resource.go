@@ -1,6 +1,7 @@
 package push
 
 import (
+	"encoding/binary"
 	"encoding/hex"
 	"fmt"
 
@@ -9,8 +10,6 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
-
-	"encoding/binary"
 
 	"github.com/ambit-mesh/ambit/api/ports"
 )
@@ -29,6 +28,8 @@ type Resource struct {
 
 	wire *discovery.Resource
 	size int
+	// needs are what a proxy must have of other types before it can use the resource.
+	needs []need
 	// view is the same content as the older type istio.workload.Workload; nil for anything else.
 	view *discovery.Resource
 }
@@ -42,8 +43,13 @@ func NewResource(typeURL, name string, msg proto.Message, aliases, keys []string
 	r := &Resource{Name: name, Version: hashVersion(b), Aliases: aliases, Keys: keys}
 	r.wire = &discovery.Resource{Name: name, Version: r.Version, Resource: &anypb.Any{TypeUrl: typeURL, Value: b}}
 	r.size = proto.Size(r.wire)
-	if typeURL == ports.TypeAddress {
+	switch typeURL {
+	case ports.TypeAddress:
 		r.view = workloadView(r, b)
+	case TypeCluster:
+		if r.needs, err = clusterNeeds(msg); err != nil {
+			return nil, fmt.Errorf("read resource %q: %w", name, err)
+		}
 	}
 	return r, nil
 }
@@ -97,3 +103,6 @@ func withAliases(w *discovery.Resource, aliases []string) *discovery.Resource {
 	}
 	return &discovery.Resource{Name: w.GetName(), Version: w.GetVersion(), Aliases: aliases, Resource: w.GetResource()}
 }
+
+// TypeURL is the resource's type.
+func (r *Resource) TypeURL() string { return r.wire.GetResource().GetTypeUrl() }

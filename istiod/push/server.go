@@ -17,8 +17,6 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
-
-	"github.com/ambit-mesh/ambit/api/ports"
 )
 
 // ErrAnonymous is returned by a Config.Authenticate that found no credentials at all.
@@ -34,9 +32,25 @@ type Config struct {
 	// Authenticate checks the credentials of a stream. Nil accepts everybody.
 	Authenticate func(context.Context) (Caller, error)
 	// AnonymousPlaintext accepts callers without credentials on connections without TLS.
+	// Envoys must always have some, since private keys of users' certificates are among what they are served.
 	AnonymousPlaintext bool
-	Log                *slog.Logger
-	Metrics            prometheus.Registerer
+	// Select chooses what a stream is served; Directory.Select is one. Nil, or a nil View, is the server's own cache.
+	// It may wait, until ctx ends. The caller is nil if it has no credentials.
+	Select func(ctx context.Context, node *core.Node, caller *Caller) (*View, error)
+	// OnReject hears of resources that a proxy refuses, and of those that it accepts again. It must not block.
+	OnReject func(Rejection)
+	Log      *slog.Logger
+	Metrics  prometheus.Registerer
+
+	// grace replaces removalGrace in tests.
+	grace *time.Duration
+}
+
+func (c *Config) removalGrace() time.Duration {
+	if c.grace != nil {
+		return *c.grace
+	}
+	return removalGrace
 }
 
 // Server serves the aggregated discovery service.
@@ -52,22 +66,6 @@ type Server struct {
 	stop    sync.Once
 }
 
-// order is the sequence in which a stream serves its types: policies before the
-// workloads that refer to them.
-var order = []string{ports.TypeAuthorization, ports.TypeAddress, ports.TypeWorkload}
-
-// Types are the types that a Cache for this server must have. The type Workload
-// is a view of Address and has none of its own.
-func Types() []string { return []string{ports.TypeAddress, ports.TypeAuthorization} }
-
-// stored is the type under which the cache holds what is served as t.
-func stored(t string) string {
-	if t == ports.TypeWorkload {
-		return ports.TypeAddress
-	}
-	return t
-}
-
 func shortType(t string) string {
 	if i := strings.LastIndexByte(t, '.'); i >= 0 {
 		return t[i+1:]
@@ -75,7 +73,7 @@ func shortType(t string) string {
 	return t
 }
 
-// NewServer makes a server on cache.
+// NewServer makes a server. Cache is what streams are served for which Config.Select chooses nothing else.
 func NewServer(cfg Config, cache *Cache) (*Server, error) {
 	s := &Server{cfg: cfg, cache: cache, streams: map[*stream]struct{}{}, stopped: make(chan struct{})}
 	s.metrics = newMetrics(s.Proxies)
@@ -120,7 +118,15 @@ func (s *Server) DeltaAggregatedResources(g discovery.AggregatedDiscoveryService
 		s.cfg.Log.Warn("xds stream refused", "peer", addr, "error", err)
 		return err
 	}
-	st := newStream(s, g, first.GetNode(), addr)
+	view, err := s.choose(ctx, first.GetNode(), caller)
+	if err != nil && ctx.Err() == nil {
+		s.metrics.refused.WithLabelValues("gateway").Inc()
+		s.cfg.Log.Warn("xds stream refused", "peer", addr, "proxy", first.GetNode().GetId(), "error", err)
+	}
+	if err != nil {
+		return err
+	}
+	st := newStream(s, view, g, first.GetNode(), addr)
 	s.mu.Lock()
 	s.streams[st] = struct{}{}
 	s.mu.Unlock()
@@ -134,6 +140,36 @@ func (s *Server) DeltaAggregatedResources(g discovery.AggregatedDiscoveryService
 	err = st.run(ctx, first)
 	st.log.Info("proxy disconnected", "error", err)
 	return err
+}
+
+// choose finds what the stream is served. It waits for a proxy that is not known
+// yet, but not longer than the server runs.
+func (s *Server) choose(ctx context.Context, n *core.Node, caller *Caller) (*View, error) {
+	if s.cfg.Select == nil {
+		return ZtunnelView(s.cache), nil
+	}
+	if s.cfg.Authenticate != nil && caller == nil && isEnvoy(n) {
+		return nil, status.Error(codes.Unauthenticated, "gateways must have credentials")
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		select {
+		case <-s.stopped:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	v, err := s.cfg.Select(ctx, n, caller)
+	select {
+	case <-s.stopped:
+		return nil, errStopping()
+	default:
+	}
+	if v == nil && err == nil {
+		v = ZtunnelView(s.cache)
+	}
+	return v, err
 }
 
 func (s *Server) authenticate(ctx context.Context) (*Caller, error) {
@@ -188,13 +224,11 @@ func checkNode(n *core.Node, caller *Caller) error {
 	return nil
 }
 
-func metadata(n *core.Node, key string) string {
-	return n.GetMetadata().GetFields()[key].GetStringValue()
-}
-
 // ProxyStatus is what a debug page shows of a connected proxy.
 type ProxyStatus struct {
-	Proxy     string       `json:"proxy"`
+	Proxy string `json:"proxy"`
+	// Gateway is "namespace/name" of the waypoint or gateway that the proxy is a replica of.
+	Gateway   string       `json:"gateway,omitempty"`
 	Peer      string       `json:"peer"`
 	Connected time.Time    `json:"connected"`
 	Types     []TypeStatus `json:"types"`
@@ -217,11 +251,12 @@ type TypeStatus struct {
 	Rejects    uint64    `json:"rejects,omitempty"`
 	// LastReject is the proxy's own message, which names the resources.
 	LastReject string `json:"lastReject,omitempty"`
+	// Rejected are the resources whose newest form the proxy does not use.
+	Rejected []string `json:"rejected,omitempty"`
 }
 
 // Proxies lists the connected proxies, ordered by name.
 func (s *Server) Proxies() []ProxyStatus {
-	head, _ := s.cache.head()
 	now := time.Now()
 	s.mu.Lock()
 	streams := make([]*stream, 0, len(s.streams))
@@ -231,7 +266,7 @@ func (s *Server) Proxies() []ProxyStatus {
 	s.mu.Unlock()
 	out := make([]ProxyStatus, 0, len(streams))
 	for _, st := range streams {
-		out = append(out, st.status(head, now))
+		out = append(out, st.status(now))
 	}
 	slices.SortFunc(out, func(a, b ProxyStatus) int {
 		if c := strings.Compare(a.Proxy, b.Proxy); c != 0 {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"slices"
 	"strconv"
 	"sync"
@@ -15,8 +16,6 @@ import (
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-
-	"github.com/ambit-mesh/ambit/api/ports"
 )
 
 const (
@@ -26,6 +25,8 @@ const (
 	// maxInFlight is how many responses of a type may be unacknowledged. A proxy that applies slowly then
 	// gets the newest state when it is ready, instead of a queue of old ones.
 	maxInFlight = 4
+	// maxUnknown is how many types that are not served are named in the log, per stream.
+	maxUnknown = 4
 	// maxNames bounds what one on-demand proxy may subscribe to; more than any node can talk to.
 	maxNames = 200_000
 	// ackTimeout is how long a proxy may owe an acknowledgement. Then it is taken for stuck and must reconnect.
@@ -36,6 +37,8 @@ const (
 // a proxy which does not read cannot keep its acknowledgements from being heard.
 type stream struct {
 	srv       *Server
+	view      *View
+	plan      plan
 	grpc      discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer
 	node      *core.Node
 	peer      string
@@ -52,9 +55,9 @@ type stream struct {
 	failed error
 }
 
-func newStream(s *Server, g discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer, n *core.Node, addr string) *stream {
+func newStream(s *Server, v *View, g discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer, n *core.Node, addr string) *stream {
 	return &stream{
-		srv: s, grpc: g, node: n, peer: addr, connected: time.Now(),
+		srv: s, view: v, plan: v.plan(), grpc: g, node: n, peer: addr, connected: time.Now(),
 		log:     s.cfg.Log.With("proxy", n.GetId(), "peer", addr),
 		kick:    make(chan struct{}, 1),
 		watches: map[string]*watch{},
@@ -64,17 +67,23 @@ func newStream(s *Server, g discovery.AggregatedDiscoveryService_DeltaAggregated
 
 func (st *stream) close() {
 	st.mu.Lock()
-	defer st.mu.Unlock()
+	var notices []Rejection
 	for _, w := range st.watches {
-		st.srv.cache.close(w.reader)
+		st.view.Cache.close(w.reader)
+		if names := slices.Sorted(maps.Keys(w.rejected)); len(names) > 0 {
+			notices = append(notices, st.rejection(w, names, ""))
+		}
 	}
+	st.mu.Unlock()
+	st.report(notices)
 }
 
-func (st *stream) status(head uint64, now time.Time) ProxyStatus {
+func (st *stream) status(now time.Time) ProxyStatus {
+	head, _ := st.view.Cache.head()
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	out := ProxyStatus{Proxy: st.node.GetId(), Peer: st.peer, Connected: st.connected}
-	for _, t := range order {
+	out := ProxyStatus{Proxy: st.node.GetId(), Gateway: st.view.Proxy.String(), Peer: st.peer, Connected: st.connected}
+	for _, t := range st.view.Types {
 		if w := st.watches[t]; w != nil {
 			out.Types = append(out.Types, w.status(head, now))
 		}
@@ -85,7 +94,9 @@ func (st *stream) status(head uint64, now time.Time) ProxyStatus {
 // run serves until the stream ends. gRPC ends Recv when run returns, and with it the receiver.
 func (st *stream) run(ctx context.Context, first *discovery.DeltaDiscoveryRequest) error {
 	select {
-	case <-st.srv.cache.Ready():
+	case <-st.view.Cache.Ready():
+	case <-st.view.Gone:
+		return errGone(st.view)
 	case <-st.srv.stopped:
 		return errStopping()
 	case <-ctx.Done():
@@ -103,16 +114,32 @@ func (st *stream) run(ctx context.Context, first *discovery.DeltaDiscoveryReques
 			st.receive(req)
 		}
 	}()
+	return st.serve(ended)
+}
+
+// serve pushes whenever there may be something to send.
+func (st *stream) serve(ended <-chan error) error {
 	tick := time.NewTicker(ackTimeout / 4)
 	defer tick.Stop()
+	again := time.NewTimer(0)
+	defer again.Stop()
+	again.Stop()
 	for {
-		head, wake := st.srv.cache.head()
-		if err := st.push(head); err != nil {
+		head, wake := st.view.Cache.head()
+		if err := st.failure(); err != nil {
 			return err
+		}
+		wait, err := st.plan.push(st, head)
+		if err != nil {
+			return err
+		}
+		if again.Stop(); wait > 0 {
+			again.Reset(wait)
 		}
 		select {
 		case <-wake:
 		case <-st.kick:
+		case <-again.C:
 		case <-tick.C:
 			if err := st.checkStuck(); err != nil {
 				return err
@@ -122,13 +149,25 @@ func (st *stream) run(ctx context.Context, first *discovery.DeltaDiscoveryReques
 				return nil
 			}
 			return err
+		case <-st.view.Gone:
+			return errGone(st.view)
 		case <-st.srv.stopped:
 			return errStopping()
 		}
 	}
 }
 
+func (st *stream) failure() error {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.failed
+}
+
 func errStopping() error { return status.Error(codes.Unavailable, "istiod is stopping") }
+
+func errGone(v *View) error {
+	return status.Errorf(codes.NotFound, "gateway %q was removed, or its service account changed", v.Proxy)
+}
 
 func (st *stream) checkStuck() error {
 	st.mu.Lock()
@@ -144,251 +183,81 @@ func (st *stream) checkStuck() error {
 
 // receive records a request. It never sends.
 func (st *stream) receive(req *discovery.DeltaDiscoveryRequest) {
-	t := req.GetTypeUrl()
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	w := st.watches[t]
-	switch {
-	case t == typeHealth:
+	if req.GetTypeUrl() == typeHealth {
 		return
-	case w != nil:
-		st.acknowledge(w, req)
+	}
+	st.mu.Lock()
+	notices := st.record(req)
+	st.mu.Unlock()
+	st.report(notices)
+	poke(st.kick)
+}
+
+func (st *stream) record(req *discovery.DeltaDiscoveryRequest) []Rejection {
+	t := req.GetTypeUrl()
+	if w := st.watches[t]; w != nil {
+		notices := st.acknowledge(w, req)
 		if err := w.update(req); err != nil {
 			st.failed = err
 		}
-	case slices.Contains(order, t):
-		head, _ := st.srv.cache.head()
-		r := st.srv.cache.open(stored(t))
-		if w, st.failed = newWatch(t, r, req, st.node, head); st.failed != nil {
-			st.srv.cache.close(r)
-			break
-		}
-		if w.all {
-			w.removed = st.srv.cache.missing(stored(t), w.versions)
-		}
-		st.watches[t] = w
-	default:
-		if !st.unknown[t] && len(st.unknown) < len(order) {
+		return notices
+	}
+	if !slices.Contains(st.view.Types, t) {
+		if !st.unknown[t] && len(st.unknown) < maxUnknown {
 			st.unknown[t] = true
 			st.log.Warn("proxy asked for a type that is not served", "type", t)
 		}
-		return
+		return nil
 	}
-	select {
-	case st.kick <- struct{}{}:
-	default:
+	head, _ := st.view.Cache.head()
+	r := st.view.Cache.open(st.plan.stored(t))
+	w, err := newWatch(t, r, req, head)
+	if err != nil {
+		st.view.Cache.close(r)
+		st.failed = err
+		return nil
 	}
+	if w.all {
+		w.removed = st.view.Cache.missing(w.stored, w.versions, head)
+	}
+	st.watches[t] = w
+	st.plan.opened(st, w, head)
+	return nil
 }
 
 // acknowledge records the proxy's verdict on a response.
-func (st *stream) acknowledge(w *watch, req *discovery.DeltaDiscoveryRequest) {
+func (st *stream) acknowledge(w *watch, req *discovery.DeltaDiscoveryRequest) []Rejection {
 	nonce := req.GetResponseNonce()
 	if nonce == "" {
-		return
+		return nil
 	}
 	m, short := st.srv.metrics, shortType(w.typeURL)
-	f, ok := w.ack(nonce)
-	if !ok {
+	done := w.ack(nonce)
+	if len(done) == 0 {
 		m.stale.WithLabelValues(short).Inc()
-		return
+		return nil
 	}
+	f := done[len(done)-1]
 	now := time.Now()
 	w.lastNonce, w.lastAck = nonce, now
 	m.observe(m.ackSeconds, w.typeURL, f.at, now)
+	var refused []string
 	if e := req.GetErrorDetail(); e != nil {
 		// The proxy keeps the good part and its former state of the rest; sending the same again would change nothing.
 		w.rejects++
 		w.reject = e.GetMessage()
+		refused = mentioned(e.GetMessage(), f.sent)
 		m.rejected.WithLabelValues(short).Inc()
-		st.log.Error("proxy rejected resources", "type", short, "nonce", nonce, "reason", e.GetMessage())
-		return
-	}
-	w.acked = f.seq
-	m.acked.WithLabelValues(short).Inc()
-	if !f.changed.IsZero() {
-		m.observe(m.convergence, w.typeURL, f.changed, now)
-	}
-}
-
-// push sends what each subscription lacks up to the cut head. Removed policies
-// come last: until the workloads that referred to them have gone, taking an ALLOW
-// policy away would let everybody in.
-func (st *stream) push(head uint64) error {
-	st.mu.Lock()
-	if err := st.failed; err != nil {
-		st.mu.Unlock()
-		return err
-	}
-	watches := make([]*watch, 0, len(order))
-	for _, t := range order {
-		if w := st.watches[t]; w != nil {
-			watches = append(watches, w)
+		st.log.Error("proxy rejected resources", "type", short, "names", refused, "nonce", nonce, "reason", e.GetMessage())
+	} else {
+		w.acked = f.seq
+		m.acked.WithLabelValues(short).Inc()
+		if !f.changed.IsZero() {
+			m.observe(m.convergence, w.typeURL, f.changed, now)
 		}
 	}
-	st.mu.Unlock()
-	cut := head
-	for _, w := range watches {
-		if err := st.pushType(w, cut); err != nil {
-			return err
-		}
-		if w.typeURL == ports.TypeAuthorization {
-			cut = min(cut, w.reader.cursor.Load())
-		}
-	}
-	for _, w := range watches {
-		if w.typeURL == ports.TypeAuthorization && arrived(watches, w.reader.cursor.Load()) {
-			if err := st.pushRemoved(w); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// arrived tells whether all address subscriptions have been sent everything up to cut.
-func arrived(watches []*watch, cut uint64) bool {
-	for _, w := range watches {
-		if stored(w.typeURL) == ports.TypeAddress && w.reader.cursor.Load() < cut {
-			return false
-		}
-	}
-	return true
-}
-
-// pushType sends pages until the subscription is at the cut or too many are in flight.
-func (st *stream) pushType(w *watch, cut uint64) error {
-	for {
-		st.mu.Lock()
-		if len(w.inflight) >= maxInFlight {
-			st.mu.Unlock()
-			return nil
-		}
-		resp, more := st.next(w, cut)
-		st.mu.Unlock()
-		if resp == nil {
-			return nil
-		}
-		if err := st.send(w, resp); err != nil {
-			return err
-		}
-		if !more {
-			return nil
-		}
-	}
-}
-
-// response is a page on its way, with what its acknowledgement will tell.
-type response struct {
-	resources []*discovery.Resource
-	removed   []string
-	bytes     int
-	seq       uint64
-	changed   time.Time
-}
-
-// next takes the next page off the subscription; nil when there is nothing to say.
-func (st *stream) next(w *watch, cut uint64) (*response, bool) {
-	out := &response{}
-	if len(w.pending) > 0 {
-		st.answerPending(w, out)
-		out.seq = w.reader.cursor.Load()
-		w.owed = false
-		return out, true
-	}
-	from := w.reader.cursor.Load()
-	more := false
-	if from < cut {
-		p := st.srv.cache.read(stored(w.typeURL), from, cut, maxChunk, w.wants)
-		for _, r := range p.resources {
-			out.add(w, r)
-		}
-		for _, name := range p.removed {
-			delete(w.sent, name)
-			w.removed = append(w.removed, name)
-		}
-		w.reader.cursor.Store(p.next)
-		more = p.more
-		if w.caughtUp {
-			out.changed = p.oldest
-		}
-	}
-	if !more && w.all {
-		w.versions, w.caughtUp = nil, true
-	}
-	if w.typeURL != ports.TypeAuthorization {
-		out.removed, w.removed = w.removed, nil
-	}
-	out.seq = w.reader.cursor.Load()
-	if len(out.resources) == 0 && len(out.removed) == 0 && (more || !w.owed) {
-		if more {
-			return st.next(w, cut)
-		}
-		return nil, false
-	}
-	w.owed = false
-	return out, more
-}
-
-// answerPending resolves names that the proxy subscribed to, as many as fit.
-func (st *stream) answerPending(w *watch, out *response) {
-	seen := map[string]bool{}
-	for len(w.pending) > 0 && out.bytes < maxChunk {
-		name := w.pending[0]
-		w.pending = w.pending[1:]
-		found := st.srv.cache.Expand(stored(w.typeURL), name)
-		if len(found) == 0 && !w.implied[name] {
-			out.removed = append(out.removed, name)
-		}
-		for _, r := range found {
-			if seen[r.Name] || w.versions != nil && w.versions[r.Name] == r.Version {
-				w.sent[r.Name] = true
-				continue
-			}
-			seen[r.Name] = true
-			out.add(w, r)
-		}
-	}
-	if len(w.pending) == 0 {
-		w.pending = nil
-		if !w.all {
-			w.versions = nil
-		}
-	}
-}
-
-// add puts a resource into the response in the form of the subscription.
-func (out *response) add(w *watch, r *Resource) {
-	wire := r.wire
-	if w.typeURL == ports.TypeWorkload {
-		if wire = r.view; wire == nil {
-			return // a service, which this older type cannot express
-		}
-	}
-	if !w.all {
-		w.sent[r.Name] = true
-		wire = withAliases(wire, r.Aliases)
-	}
-	out.resources = append(out.resources, wire)
-	out.bytes += r.size
-}
-
-// pushRemoved sends the removals that were held back, except of names that exist again.
-func (st *stream) pushRemoved(w *watch) error {
-	st.mu.Lock()
-	out := &response{seq: w.reader.cursor.Load()}
-	if len(w.inflight) < maxInFlight {
-		for _, name := range w.removed {
-			if st.srv.cache.Get(stored(w.typeURL), name) == nil {
-				out.removed = append(out.removed, name)
-			}
-		}
-		w.removed = nil
-	}
-	st.mu.Unlock()
-	if len(out.removed) == 0 {
-		return nil
-	}
-	return st.send(w, out)
+	st.plan.answered(w, done, refused)
+	return st.judge(w, done, refused, req.GetErrorDetail().GetMessage())
 }
 
 // send transmits one response; it blocks while the proxy does not read.
@@ -396,7 +265,9 @@ func (st *stream) send(w *watch, r *response) error {
 	st.nonces++
 	nonce := strconv.FormatUint(st.nonces, 10)
 	st.mu.Lock()
-	w.inflight = append(w.inflight, inflight{nonce: nonce, seq: r.seq, at: time.Now(), changed: r.changed})
+	f := inflight{nonce: nonce, from: r.from, seq: r.seq, at: time.Now(), changed: r.changed, sent: r.resources}
+	st.plan.sending(st, w, r, &f)
+	w.inflight = append(w.inflight, f)
 	w.resources += uint64(len(r.resources))
 	st.mu.Unlock()
 	err := st.grpc.Send(&discovery.DeltaDiscoveryResponse{

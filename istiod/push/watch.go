@@ -1,14 +1,13 @@
 package push
 
 import (
+	"maps"
+	"slices"
 	"time"
 
-	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-
-	"github.com/ambit-mesh/ambit/api/ports"
 )
 
 // wildcard subscribes to everything of a type.
@@ -22,16 +21,20 @@ func NodeKey(node string) string { return "\x00node/" + node }
 // watch is a stream's subscription to one type. The stream's mutex guards it.
 type watch struct {
 	typeURL string
-	reader  *reader
+	// stored is the type under which the cache holds what is served.
+	stored string
+	reader *reader
 	// all is a wildcard subscription; else asked holds the names subscribed to.
 	all   bool
 	asked map[string]bool
 	// implied are keys subscribed to on the proxy's behalf, whose absence is not news.
 	implied map[string]bool
-	// sent are resources that an on-demand proxy got, so that it hears of their removal.
+	// sent are resources that a proxy which asks by name got, so that it hears of their removal.
 	sent map[string]bool
 	// pending are names to answer, all of them even if nothing changed.
 	pending []string
+	// answered are names whose newest form was sent before its turn in the log, with its position there.
+	answered map[string]uint64
 	// versions is what the proxy held when it connected, until it is up to date.
 	versions map[string]string
 	// since is the cut at which the subscription to everything began. What was removed before is not news.
@@ -40,8 +43,11 @@ type watch struct {
 	caughtUp bool
 	// owed says that a request has had no answer yet.
 	owed bool
-	// removed are names whose removal is still to be sent.
-	removed []string
+	// removed are names whose removal is still to be sent, in order of time. Held says that they wait for other types.
+	removed []tombstone
+	held    bool
+	// quiet says that names which do not exist get no answer before they do.
+	quiet bool
 
 	inflight  []inflight
 	acked     uint64
@@ -50,24 +56,36 @@ type watch struct {
 	resources uint64
 	rejects   uint64
 	reject    string
+	// rejected are resources whose newest form the proxy refused: it goes on with the one before.
+	rejected map[string]rejected
+}
+
+// rejected is a refused resource: since which position in the log, and why.
+type rejected struct {
+	from   uint64
+	reason string
 }
 
 // inflight is a response that is not acknowledged yet.
 type inflight struct {
 	nonce string
-	seq   uint64
-	at    time.Time
+	// from and seq are the positions in the log before and after it.
+	from, seq uint64
+	at        time.Time
 	// changed is when the oldest change in it happened; zero for the first state.
 	changed time.Time
+	// sent is what is in it; completes are names that others wait for.
+	sent      []*discovery.Resource
+	completes []string
 }
 
-// newWatch reads the first request of a type. An empty list of names means
-// everything; "*" both subscribed and unsubscribed means nothing yet.
-func newWatch(typeURL string, r *reader, req *discovery.DeltaDiscoveryRequest, node *core.Node, head uint64) (*watch, error) {
+// newWatch reads the first request of a type at the cut head. An empty list of
+// names means everything; "*" both subscribed and unsubscribed means nothing yet.
+func newWatch(typeURL string, r *reader, req *discovery.DeltaDiscoveryRequest, head uint64) (*watch, error) {
 	w := &watch{
-		typeURL: typeURL, reader: r, since: head, owed: true,
-		asked: map[string]bool{}, implied: map[string]bool{}, sent: map[string]bool{},
-		versions: req.GetInitialResourceVersions(),
+		typeURL: typeURL, stored: r.typeURL, reader: r, since: head, owed: true,
+		asked: map[string]bool{}, implied: map[string]bool{}, sent: map[string]bool{}, answered: map[string]uint64{},
+		versions: req.GetInitialResourceVersions(), rejected: map[string]rejected{},
 	}
 	w.all = len(req.GetResourceNamesSubscribe()) == 0 && len(req.GetResourceNamesUnsubscribe()) == 0
 	if err := w.update(req); err != nil {
@@ -78,11 +96,7 @@ func newWatch(typeURL string, r *reader, req *discovery.DeltaDiscoveryRequest, n
 	}
 	r.cursor.Store(head)
 	w.caughtUp = true
-	if name := metadata(node, "NODE_NAME"); name != "" && stored(typeURL) == ports.TypeAddress {
-		w.implied[NodeKey(name)] = true
-		w.pending = append(w.pending, NodeKey(name))
-	}
-	// What an on-demand proxy still holds is what it had asked for.
+	// What a proxy that asks by name still holds is what it had asked for.
 	for name := range w.versions {
 		if !w.asked[name] {
 			w.asked[name] = true
@@ -116,6 +130,8 @@ func (w *watch) update(req *discovery.DeltaDiscoveryRequest) error {
 		}
 		delete(w.asked, name)
 		delete(w.sent, name)
+		delete(w.answered, name)
+		delete(w.rejected, name)
 	}
 	if len(w.asked) > maxNames {
 		return status.Errorf(codes.ResourceExhausted, "subscribed to more than %d names of %s", maxNames, shortType(w.typeURL))
@@ -131,22 +147,53 @@ func (w *watch) wants(e *entry) bool {
 		}
 		return w.versions[e.name] != e.res.Version
 	}
+	if seq, ok := w.answered[e.name]; ok {
+		delete(w.answered, e.name)
+		if e.seq == seq {
+			return false
+		}
+	}
 	if e.res == nil {
 		return w.sent[e.name] || w.asked[e.name]
+	}
+	if held, ok := w.versions[e.name]; ok {
+		delete(w.versions, e.name)
+		if held == e.res.Version {
+			w.sent[e.name] = true
+			return false
+		}
 	}
 	// Sent names count too: who got a service by its address gets its new endpoints.
 	return e.res.anyName(func(n string) bool { return w.asked[n] || w.sent[n] || w.implied[n] })
 }
 
-// ack takes a response, and all before it, out of those in flight.
-func (w *watch) ack(nonce string) (inflight, bool) {
+// ack takes a response, and all before it, out of those in flight. The last one
+// returned is the one that was acknowledged.
+func (w *watch) ack(nonce string) []inflight {
 	for i, f := range w.inflight {
 		if f.nonce == nonce {
+			done := slices.Clone(w.inflight[:i+1])
 			w.inflight = append(w.inflight[:0], w.inflight[i+1:]...)
-			return f, true
+			return done
 		}
 	}
-	return inflight{}, false
+	return nil
+}
+
+// through is the position up to which the proxy has accepted everything: what it
+// was not sent, did not acknowledge or rejected is behind it.
+func (w *watch) through() uint64 {
+	at := w.reader.cursor.Load()
+	if len(w.removed) > 0 {
+		at = min(at, w.removed[0].seq-1)
+	}
+	for _, f := range w.inflight {
+		at = min(at, f.from)
+	}
+	for _, r := range w.rejected {
+		at = min(at, r.from)
+	}
+	return at
 }
 
 func (w *watch) status(head uint64, now time.Time) TypeStatus {
@@ -154,7 +201,7 @@ func (w *watch) status(head uint64, now time.Time) TypeStatus {
 	out := TypeStatus{
 		Type: shortType(w.typeURL), OnDemand: !w.all, Sent: cursor, Acked: w.acked, Behind: head - min(head, cursor),
 		InFlight: len(w.inflight), LastNonce: w.lastNonce, LastAck: w.lastAck,
-		Resources: w.resources, Rejects: w.rejects, LastReject: w.reject,
+		Resources: w.resources, Rejects: w.rejects, LastReject: w.reject, Rejected: slices.Sorted(maps.Keys(w.rejected)),
 	}
 	if len(w.inflight) > 0 {
 		out.LagSeconds = now.Sub(w.inflight[0].at).Seconds()

@@ -48,6 +48,15 @@ func Node(pod, node string) *core.Node {
 	return &core.Node{Id: "ztunnel~10.0.0.9~" + pod + ".istio-system~istio-system.svc.cluster.local", Metadata: md}
 }
 
+// Gateway is the node of a replica of a waypoint.
+func Gateway(pod, namespace, gateway string) *core.Node {
+	md, err := structpb.NewStruct(map[string]any{"NAMESPACE": namespace, "GATEWAY_NAME": gateway})
+	if err != nil {
+		panic(err) // constants
+	}
+	return &core.Node{Id: "waypoint~10.0.0.8~" + pod + "." + namespace + "~" + namespace + ".svc.cluster.local", Metadata: md}
+}
+
 // Open opens a stream. The node goes into the first request, as ztunnel's does.
 func Open(ctx context.Context, t testing.TB, conn grpc.ClientConnInterface, node *core.Node) *Client {
 	t.Helper()
@@ -92,6 +101,14 @@ func (c *Client) Send(req *discovery.DeltaDiscoveryRequest) {
 func (c *Client) Subscribe(typeURL string, held map[string]string) {
 	c.t.Helper()
 	c.Send(&discovery.DeltaDiscoveryRequest{TypeUrl: typeURL, InitialResourceVersions: held})
+}
+
+// Names sends a request that subscribes to names and unsubscribes from others, the first of a type with what is held.
+func (c *Client) Names(typeURL string, subscribe, unsubscribe []string, held map[string]string) {
+	c.t.Helper()
+	c.Send(&discovery.DeltaDiscoveryRequest{
+		TypeUrl: typeURL, ResourceNamesSubscribe: subscribe, ResourceNamesUnsubscribe: unsubscribe, InitialResourceVersions: held,
+	})
 }
 
 // Recv waits for a response and records it, without acknowledging.
