@@ -203,14 +203,20 @@ func (c *counter) answered(resp *http.Response, body []byte, took time.Duration)
 	if to := resp.Header.Get("Location"); to != "" && len(c.report.Redirects) < maxErrors {
 		c.report.Redirects = append(c.report.Redirects, to)
 	}
-	var a Answer
-	if json.Unmarshal(body, &a) != nil || a.Name == "" {
-		c.report.LastBody = string(body)
-		return
+	var a struct {
+		Answer
+		ServedBy string `json:"servedBy"` // how the demo's shop names its pods
 	}
-	c.report.Last = &a
-	c.report.Versions[a.Name+"/"+a.Version]++
-	c.report.Pods[a.Pod]++
+	switch err := json.Unmarshal(body, &a); {
+	case err == nil && a.Name != "":
+		c.report.Last = &a.Answer
+		c.report.Versions[a.Name+"/"+a.Version]++
+		c.report.Pods[a.Pod]++
+	case err == nil && a.ServedBy != "":
+		c.report.Pods[a.ServedBy]++
+	default:
+		c.report.LastBody = string(body)
+	}
 }
 
 func (c *counter) finish() Report {

