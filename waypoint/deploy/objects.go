@@ -140,7 +140,9 @@ func newBuilder(g *model.Gateway, o Options) (*builder, error) {
 	}
 	b.labels = inherited(g.Labels, g.ObjectLabels)
 	b.notes = inherited(g.Annotations, g.ObjectAnnotations)
-	for _, own := range []string{annotationLastApplied, annotationName, annotationServiceAccount, annotationVersion} {
+	for _, own := range []string{
+		annotationLastApplied, annotationName, annotationServiceAccount, annotationVersion, annotationReplicas, annotationMaxReplicas,
+	} {
 		delete(b.notes, own)
 	}
 	return b, b.check()
