@@ -3,7 +3,6 @@ package deploy
 import (
 	"maps"
 	"path"
-	"slices"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -31,10 +30,11 @@ const (
 	readyFailures = 3
 	// probeTimeout is in seconds; the answer takes microseconds, but a node can be busy.
 	probeTimeout = 3
-	// defaultRequestCPU, defaultRequestMemory and defaultLimitMemory suit a waypoint of a thousand services, which
-	// was measured to need 170 MB. CPU has no limit: throttling a proxy delays whom it serves.
+	// The defaults of Istio's proxies. A waypoint of a thousand services was measured to need 170 MB. The limit of
+	// CPU is also the number of Envoy's worker threads, which would else be that of the node's cores.
 	defaultRequestCPU    = "100m"
 	defaultRequestMemory = "128Mi"
+	defaultLimitCPU      = "2"
 	defaultLimitMemory   = "1Gi"
 )
 
@@ -161,7 +161,7 @@ func (b *builder) proxy() corev1.Container {
 	return corev1.Container{
 		Name: container, Image: b.o.Image, ImagePullPolicy: b.o.PullPolicy,
 		Args: []string{"proxy", kind},
-		Env:  b.env(kind),
+		Env:  b.env(),
 		Ports: []corev1.ContainerPort{
 			{Name: "metrics", ContainerPort: ports.Metrics, Protocol: corev1.ProtocolTCP},
 			{Name: statusPort, ContainerPort: ports.Readiness, Protocol: corev1.ProtocolTCP},
@@ -172,7 +172,9 @@ func (b *builder) proxy() corev1.Container {
 			Requests: corev1.ResourceList{
 				corev1.ResourceCPU: resource.MustParse(defaultRequestCPU), corev1.ResourceMemory: resource.MustParse(defaultRequestMemory),
 			},
-			Limits: corev1.ResourceList{corev1.ResourceMemory: resource.MustParse(defaultLimitMemory)},
+			Limits: corev1.ResourceList{
+				corev1.ResourceCPU: resource.MustParse(defaultLimitCPU), corev1.ResourceMemory: resource.MustParse(defaultLimitMemory),
+			},
 		},
 		SecurityContext: &corev1.SecurityContext{
 			RunAsNonRoot: &yes, RunAsUser: &user, RunAsGroup: &user,
@@ -188,8 +190,8 @@ func (b *builder) proxy() corev1.Container {
 	}
 }
 
-// env is how the agent learns who it is; cmd/waypoint-agent reads these names.
-func (b *builder) env(kind string) []corev1.EnvVar {
+// env is how the agent learns who it is; package waypoint/agent reads these names.
+func (b *builder) env() []corev1.EnvVar {
 	fields := []struct{ name, path string }{
 		{"POD_NAME", "metadata.name"}, {"POD_NAMESPACE", "metadata.namespace"}, {"INSTANCE_IP", "status.podIP"},
 		{"NODE_NAME", "spec.nodeName"}, {"SERVICE_ACCOUNT", "spec.serviceAccountName"},
@@ -198,10 +200,18 @@ func (b *builder) env(kind string) []corev1.EnvVar {
 	for _, f := range fields {
 		out = append(out, corev1.EnvVar{Name: f.name, ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{APIVersion: "v1", FieldPath: f.path}}})
 	}
+	limits := []struct {
+		name     string
+		resource corev1.ResourceName
+	}{{"CPU_LIMIT", corev1.ResourceLimitsCPU}, {"MEMORY_LIMIT", corev1.ResourceLimitsMemory}}
+	for _, l := range limits {
+		out = append(out, corev1.EnvVar{Name: l.name, ValueFrom: &corev1.EnvVarSource{
+			ResourceFieldRef: &corev1.ResourceFieldSelector{ContainerName: container, Resource: string(l.resource), Divisor: resource.MustParse("1")},
+		}})
+	}
 	values := []struct{ name, value string }{
-		{"PROXY_KIND", kind},
 		{"GATEWAY_NAME", b.g.Name},
-		{"ISTIOD_ADDR", b.o.Istiod},
+		{"XDS_ADDRESS", "https://" + b.o.Istiod},
 		{"TRUST_DOMAIN", b.o.TrustDomain},
 		{"CLUSTER_ID", b.o.ClusterID},
 		{"DOMAIN_SUFFIX", b.o.Domain},
@@ -215,7 +225,7 @@ func (b *builder) env(kind string) []corev1.EnvVar {
 			out = append(out, corev1.EnvVar{Name: v.name, Value: v.value})
 		}
 	}
-	return slices.Clip(out)
+	return out
 }
 
 func volumes() []corev1.Volume {
