@@ -115,7 +115,7 @@ func TestBaseInstallsDefinitions(t *testing.T) {
 		}
 	}
 	slices.Sort(kinds)
-	want := []string{"AuthorizationPolicy", "DestinationRule", "Gateway", "PeerAuthentication", "RequestAuthentication",
+	want := []string{"AuthorizationPolicy", "DestinationRule", "Gateway", "PeerAuthentication", "RateLimit", "RequestAuthentication",
 		"ServiceEntry", "Sidecar", "Telemetry", "VirtualService", "WorkloadEntry", "WorkloadGroup"}
 	if diff := cmp.Diff(want, kinds); diff != "" {
 		t.Errorf("kinds (-want +got):\n%s", diff)
