@@ -1,0 +1,112 @@
+package route
+
+import (
+	"fmt"
+	"reflect"
+	"slices"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	jwtv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/jwt_authn/v3"
+	"google.golang.org/protobuf/types/known/emptypb"
+
+	"github.com/ambit-mesh/ambit/istiod/model"
+	"github.com/ambit-mesh/ambit/waypoint/config/route/match"
+)
+
+// noKeys is the key set of an issuer whose keys are not known: it accepts no token.
+const noKeys = `{"keys":[]}`
+
+// spaceDelimited are claims whose value is a list, written with spaces (RFC 8693 section 4.2, and Istio).
+var spaceDelimited = []string{"permission", "scope"}
+
+// requirement finds the name of a set of rules in the filter chain. The keys may have been filled in there.
+func requirement(p *model.Proxy, rules []model.JWTRule) (string, bool) {
+	for _, r := range p.HTTP.JWT {
+		if slices.EqualFunc(rules, r.Rules, sameRule) {
+			return r.Name, true
+		}
+	}
+	return "", false
+}
+
+func sameRule(wanted, there model.JWTRule) bool {
+	if wanted.JWKS == "" {
+		there.JWKS = ""
+	}
+	return reflect.DeepEqual(wanted, there)
+}
+
+// jwt verifies tokens. What is verified is left in metadata for authorization and for choosing a route.
+func jwt(requirements []model.JWTRequirement) *jwtv3.JwtAuthentication {
+	out := &jwtv3.JwtAuthentication{
+		Providers:      map[string]*jwtv3.JwtProvider{},
+		RequirementMap: map[string]*jwtv3.JwtRequirement{},
+		// Browsers send no token with the question of CORS.
+		BypassCorsPreflight: true,
+	}
+	for _, r := range requirements {
+		var providers []string
+		for i := range r.Rules {
+			name := fmt.Sprintf("%s/%d", r.Name, i)
+			out.Providers[name] = jwtProvider(&r.Rules[i])
+			providers = append(providers, name)
+		}
+		if len(providers) > 0 {
+			out.RequirementMap[r.Name] = oneOf(providers)
+		}
+	}
+	return out
+}
+
+// oneOf accepts a request with a good token of one issuer, or without any. With several issuers that look for tokens
+// in the same place each finds the others' tokens bad; with different places, a good token must not excuse a bad one:
+// so any of them is good, or each is good or missing (Istio, pilot/pkg/security/authn).
+func oneOf(providers []string) *jwtv3.JwtRequirement {
+	var good, goodOrMissing []*jwtv3.JwtRequirement
+	for _, name := range providers {
+		p := &jwtv3.JwtRequirement{RequiresType: &jwtv3.JwtRequirement_ProviderName{ProviderName: name}}
+		missing := &jwtv3.JwtRequirement{RequiresType: &jwtv3.JwtRequirement_AllowMissing{AllowMissing: &emptypb.Empty{}}}
+		good = append(good, p)
+		goodOrMissing = append(goodOrMissing, anyOf(p, missing))
+	}
+	if len(providers) == 1 {
+		return goodOrMissing[0]
+	}
+	each := &jwtv3.JwtRequirement{RequiresType: &jwtv3.JwtRequirement_RequiresAll{RequiresAll: &jwtv3.JwtRequirementAndList{Requirements: goodOrMissing}}}
+	return anyOf(append(good, each)...)
+}
+
+func anyOf(r ...*jwtv3.JwtRequirement) *jwtv3.JwtRequirement {
+	return &jwtv3.JwtRequirement{RequiresType: &jwtv3.JwtRequirement_RequiresAny{RequiresAny: &jwtv3.JwtRequirementOrList{Requirements: r}}}
+}
+
+func jwtProvider(r *model.JWTRule) *jwtv3.JwtProvider {
+	keys := r.JWKS
+	if keys == "" {
+		keys = noKeys
+	}
+	claims := slices.Concat(spaceDelimited, r.SpaceDelimited)
+	slices.Sort(claims)
+	out := &jwtv3.JwtProvider{
+		Issuer:               r.Issuer,
+		Audiences:            r.Audiences,
+		Forward:              r.Forward,
+		ForwardPayloadHeader: r.OutputHeader,
+		FromParams:           r.FromParams,
+		FromCookies:          r.FromCookies,
+		PayloadInMetadata:    match.JWTPayload,
+		NormalizePayloadInMetadata: &jwtv3.JwtProvider_NormalizePayload{
+			SpaceDelimitedClaims: slices.Compact(claims),
+		},
+		JwksSourceSpecifier: &jwtv3.JwtProvider_LocalJwks{LocalJwks: &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{InlineString: keys}}},
+		// Rules may choose by claims, which are known only now.
+		ClearRouteCache: true,
+	}
+	for _, h := range r.FromHeaders {
+		out.FromHeaders = append(out.FromHeaders, &jwtv3.JwtHeader{Name: h.Name, ValuePrefix: h.Prefix})
+	}
+	for _, c := range r.ClaimToHeaders {
+		out.ClaimToHeaders = append(out.ClaimToHeaders, &jwtv3.JwtClaimToHeader{HeaderName: c.Header, ClaimName: c.Claim})
+	}
+	return out
+}
