@@ -40,17 +40,18 @@ var errDraining = errors.New("shutting down")
 
 // app holds the parts between start and end.
 type app struct {
-	cfg      Config
-	log      *slog.Logger
-	logging  *telemetry.Logging
-	ready    *telemetry.Readiness
-	registry *prometheus.Registry
-	metrics  *metrics
-	labels   map[string]string
-	keeper   *certs.Keeper
-	relay    *relay.Relay
-	admin    *envoy.Admin
-	process  *envoy.Process
+	cfg        Config
+	log        *slog.Logger
+	logging    *telemetry.Logging
+	ready      *telemetry.Readiness
+	conditions conditions
+	registry   *prometheus.Registry
+	metrics    *metrics
+	labels     map[string]string
+	keeper     *certs.Keeper
+	relay      *relay.Relay
+	admin      *envoy.Admin
+	process    *envoy.Process
 	// stopping is set before Envoy is told to end.
 	stopping atomic.Bool
 	closers  []func()
@@ -70,7 +71,7 @@ func Run(ctx context.Context, cfg Config, logging *telemetry.Logging) error {
 		cfg: cfg, logging: logging, log: logging.Logger("app"), ready: telemetry.NewReadiness(), registry: telemetry.NewRegistry(),
 		labels: labels, admin: envoy.NewAdmin(adminAddr),
 	}
-	a.metrics = newMetrics(a.registry)
+	a.metrics, a.conditions = newMetrics(a.registry), newConditions(a.ready)
 	defer a.close()
 	a.log.Info("starting waypoint agent", "version", version.String(), "config", cfg)
 	// The parts outlive ctx: Envoy needs them while it drains.

@@ -14,18 +14,20 @@ const (
 	pollRunning  = time.Second
 	// pollTimeout bounds one round, so that an Envoy that hangs makes the pod unready.
 	pollTimeout = 2 * time.Second
-	// pollDraining is how often connections are counted at the end.
+	// pollDraining is how often requests are counted at the end.
 	pollDraining = 250 * time.Millisecond
 )
 
 // conditions are what readiness consists of. Probes read them and ask nothing, so that they cost nothing.
 type conditions struct{ certificate, envoy, configuration *telemetry.Condition }
 
+// newConditions makes them unmet, before the first probe can ask.
+func newConditions(r *telemetry.Readiness) conditions {
+	return conditions{certificate: r.Condition("certificate"), envoy: r.Condition("envoy"), configuration: r.Condition("configuration")}
+}
+
 // watch keeps readiness true to life until ctx ends. It returns an error when Envoy ends before.
 func (a *app) watch(ctx context.Context) error {
-	c := conditions{
-		certificate: a.ready.Condition("certificate"), envoy: a.ready.Condition("envoy"), configuration: a.ready.Condition("configuration"),
-	}
 	var configured, announced bool
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -37,11 +39,11 @@ func (a *app) watch(ctx context.Context) error {
 			if ctx.Err() != nil || a.stopping.Load() {
 				return nil
 			}
-			c.envoy.Set(a.process.Err())
+			a.conditions.envoy.Set(a.process.Err())
 			return a.process.Err()
 		case <-timer.C:
 		}
-		configured = a.poll(ctx, c, configured)
+		configured = a.poll(ctx, configured)
 		next := pollStarting
 		if a.ready.Ready() {
 			next = pollRunning
@@ -55,7 +57,8 @@ func (a *app) watch(ctx context.Context) error {
 }
 
 // poll asks once. What Envoy was configured with it keeps, so that is asked until it was so.
-func (a *app) poll(ctx context.Context, c conditions, configured bool) bool {
+func (a *app) poll(ctx context.Context, configured bool) bool {
+	c := a.conditions
 	ctx, cancel := context.WithTimeout(ctx, pollTimeout)
 	defer cancel()
 	c.certificate.Set(a.keeper.Check())
@@ -73,7 +76,7 @@ func (a *app) poll(ctx context.Context, c conditions, configured bool) bool {
 	return err == nil
 }
 
-// drain makes the pod unready and lets connections end. New ones are still taken for a while: not every client has
+// drain makes the pod unready and lets requests and connections end. New ones are still taken for a while: not every client has
 // heard yet.
 func (a *app) drain(ctx context.Context) {
 	a.ready.Condition("running").Set(errDraining)
@@ -92,15 +95,15 @@ func (a *app) drain(ctx context.Context) {
 		case <-a.process.Done():
 			return
 		case <-limit.C:
-			n, _ := a.admin.Connections(ctx)
-			a.log.Warn("ending connections that outlived the drain", "connections", n)
+			n, err := a.admin.Active(ctx)
+			a.log.Warn("ending what outlived the drain", "requests", n, telemetry.FieldError, err)
 			return
 		case <-tick.C:
 		}
 		if time.Since(begin) < least {
 			continue
 		}
-		n, err := a.admin.Connections(ctx)
+		n, err := a.admin.Active(ctx)
 		if err == nil && n == 0 {
 			a.log.Info("drained", "took", time.Since(begin).Round(time.Millisecond))
 			return

@@ -13,6 +13,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/ambit-mesh/ambit/waypoint/config/names"
 )
 
 const (
@@ -92,21 +94,46 @@ func (a *Admin) Drain(ctx context.Context) error {
 	return nil
 }
 
-// Connections counts what clients have open. Connections within Envoy do not count: pools keep theirs open.
-func (a *Admin) Connections(ctx context.Context) (uint64, error) {
-	all, err := a.numbers(ctx, `^listener\..*\.downstream_cx_active$`)
+// Active counts what clients would lose if Envoy ended now: requests, tunnels, and connections that carry neither. Idle
+// connections do not count. Nobody tells them to go, and clients keep theirs open for hours; those that were used since
+// Drain have been told.
+func (a *Admin) Active(ctx context.Context) (uint64, error) {
+	all, err := a.numbers(ctx, `^(listener\..*\.downstream_cx_active|http\..*\.downstream_(cx|rq)_active)$`)
 	if err != nil {
 		return 0, err
 	}
-	var n uint64
+	return active(all), nil
+}
+
+// active reads it from the statistics. What a socket's listener has beyond the connections of HTTP is TCP.
+func active(all map[string]uint64) uint64 {
+	const (
+		connections = ".downstream_cx_active"
+		requests    = ".downstream_rq_active"
+	)
+	// A waypoint's only socket is where tunnels end; its other HTTP is inside of them, on connections within Envoy.
+	tunnels, waypoint := all["http."+names.ConnectTerminate+connections]
+	var sockets, http, busy uint64
 	for name, v := range all {
+		switch {
+		case strings.HasPrefix(name, "http.admin.") || strings.HasPrefix(name, "listener.admin."):
+		case strings.HasPrefix(name, "http.") && strings.HasSuffix(name, requests):
+			busy += v
+		case strings.HasPrefix(name, "http."):
+			http += v
 		// "listener.<address>." is a socket, "listener.<address>.worker_<n>." one worker's part of it.
-		if strings.HasPrefix(name, "listener.admin.") || strings.HasPrefix(name, "listener.envoy_internal_") || strings.Contains(name, ".worker_") {
-			continue
+		case strings.HasPrefix(name, "listener.envoy_internal_") || strings.Contains(name, ".worker_"):
+		default:
+			sockets += v
 		}
-		n += v
 	}
-	return n, nil
+	if waypoint {
+		http = tunnels
+	}
+	if sockets > http { // else the numbers are of slightly different moments
+		busy += sockets - http
+	}
+	return busy
 }
 
 // Prometheus opens the page of statistics that were ever used. The caller closes it.
