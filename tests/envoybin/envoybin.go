@@ -27,15 +27,15 @@ const installTimeout = 5 * time.Minute
 // Path returns the binary's path, or ends the test.
 func Path(t testing.TB) string {
 	t.Helper()
-	bin, err := locate()
+	bin, err := Locate()
 	if err != nil {
 		t.Fatalf("no Envoy: %v", err)
 	}
 	return bin
 }
 
-// locate returns the path of the binary, after installing it if it is not there.
-func locate() (string, error) {
+// Locate returns the path of the binary, after installing it if it is not there. For programs; tests call Path.
+func Locate() (string, error) {
 	if p := os.Getenv(pathVariable); p != "" {
 		return p, nil
 	}
