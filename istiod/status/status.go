@@ -1,9 +1,12 @@
 // Package status holds what istiod writes into the cluster, and the election that
-// lets one replica do it. app.go runs Lead with the writers.
+// lets one replica do it: the mesh's roots in every namespace, what becomes of the
+// objects that users write (Writer), and the GatewayClasses (Classes). app.go runs
+// Lead with the writers.
 //
 // What always holds: at most one replica writes; a writer that fails tries again
 // with growing pauses and never stops the serving side; an object is written only
-// when it differs, so that many namespaces make no write storm.
+// when it differs, so that many namespaces make no write storm; what other
+// controllers say in an object's status stays.
 //
 // It does not decide what the mesh does: it reports and distributes.
 package status
