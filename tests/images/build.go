@@ -43,9 +43,11 @@ type definition struct {
 	user       string
 	entrypoint string
 	title      string
+	// others finds what is not built here, if anything.
+	others func() ([]File, error)
 }
 
-// definitions lists one image per level of privilege, and the two of the demo.
+// definitions lists one image per level of privilege, the proxy of layer 7, and the two of the demo.
 func definitions() []definition {
 	return []definition{
 		{name: "istiod", programs: map[string]string{"cmd/istiod": "/usr/local/bin/istiod"}, user: nonroot,
@@ -55,6 +57,9 @@ func definitions() []definition {
 			entrypoint: "/usr/local/bin/ztunnel", title: "Ambit node proxy"},
 		{name: "install-cni", programs: map[string]string{"cmd/node-agent": "/usr/local/bin/node-agent", "cmd/ambit-cni": "/opt/cni/bin/ambit-cni"},
 			entrypoint: "/usr/local/bin/node-agent", title: "Ambit node agent and CNI plugin"},
+		// Not root and without privileges: a gateway's ports below 1024 are the pod's to allow (a sysctl).
+		{name: "waypoint", programs: map[string]string{"cmd/waypoint-agent": "/usr/local/bin/waypoint-agent"}, user: nonroot,
+			entrypoint: "/usr/local/bin/waypoint-agent", title: "Ambit waypoint and gateway: Envoy with its agent", others: envoyFiles},
 		{name: "shop", programs: map[string]string{"tests/demo/shop": "/usr/local/bin/shop"}, user: nonroot,
 			entrypoint: "/usr/local/bin/shop", title: "Ambit demo: shop"},
 		{name: "tools", programs: map[string]string{"tests/demo/tools": "/usr/local/bin/tools"}, user: nonroot,
@@ -87,15 +92,19 @@ func Build(ctx context.Context, o Options) (Result, error) {
 	if err := compile(ctx, o, bin, wanted); err != nil {
 		return Result{}, err
 	}
+	files, err := contents(bin, wanted)
+	if err != nil {
+		return Result{}, err
+	}
 	if o.Tag == "" {
-		if o.Tag, err = contentTag(bin, wanted); err != nil {
+		if o.Tag, err = contentTag(wanted, files); err != nil {
 			return Result{}, err
 		}
 	}
 	result := Result{Hub: o.Hub, Tag: o.Tag}
 	for _, d := range wanted {
 		archive := filepath.Join(o.Out, d.name+".tar")
-		image := d.image(o, bin)
+		image := d.image(o, files[d.name])
 		if !Same(archive, image) {
 			if err := Write(archive, image); err != nil {
 				return Result{}, err
@@ -159,11 +168,29 @@ func versionFlags(ctx context.Context, source string) string {
 	return "-X " + module + "internal/version.version=" + version
 }
 
-// contentTag names the programs of the images by their contents.
-func contentTag(bin string, list []definition) (string, error) {
+// contents are the files of each image, by its name.
+func contents(bin string, list []definition) (map[string][]File, error) {
+	all := map[string][]File{}
+	for _, d := range list {
+		files := d.files(bin)
+		if d.others != nil {
+			others, err := d.others()
+			if err != nil {
+				return nil, fmt.Errorf("build image %q: %w", d.name, err)
+			}
+			files = append(files, others...)
+			sortFiles(files)
+		}
+		all[d.name] = files
+	}
+	return all, nil
+}
+
+// contentTag names the images by what is in them.
+func contentTag(list []definition, files map[string][]File) (string, error) {
 	h := sha256.New()
 	for _, d := range list {
-		for _, f := range d.files(bin) {
+		for _, f := range files[d.name] {
 			if err := hashFile(h, f); err != nil {
 				return "", fmt.Errorf("make a tag: %w", err)
 			}
@@ -192,9 +219,9 @@ func (d definition) files(bin string) []File {
 	return files
 }
 
-func (d definition) image(o Options, bin string) Image {
+func (d definition) image(o Options, files []File) Image {
 	return Image{
-		Tag: o.Hub + "/" + d.name + ":" + o.Tag, Files: d.files(bin), User: d.user, Entrypoint: []string{d.entrypoint},
+		Tag: o.Hub + "/" + d.name + ":" + o.Tag, Files: files, User: d.user, Entrypoint: []string{d.entrypoint},
 		Labels: map[string]string{
 			"org.opencontainers.image.title":    d.title,
 			"org.opencontainers.image.version":  o.Tag,

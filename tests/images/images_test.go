@@ -3,10 +3,13 @@ package images
 import (
 	"archive/tar"
 	"bytes"
+	"compress/gzip"
 	"errors"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -130,5 +133,97 @@ func TestEveryDefinitionIsBuildable(t *testing.T) {
 	}
 	if _, err := selected([]string{"nothing"}); err == nil {
 		t.Error("an unknown image passes")
+	}
+}
+
+// TestEnvoyStartsFromItsImage: the waypoint image holds all that Envoy and the agent need to start, and nothing of the
+// machine that built it is missed.
+func TestEnvoyStartsFromItsImage(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Fatal("root is needed to change the root directory")
+	}
+	files, err := envoyFiles()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var layer bytes.Buffer
+	if err := writeLayer(&layer, append(baseFiles(), files...)); err != nil {
+		t.Fatal(err)
+	}
+	root := t.TempDir()
+	unpack(t, &layer, root)
+	var compressed countingWriter
+	z := gzip.NewWriter(&compressed)
+	for _, f := range files {
+		b, err := os.ReadFile(f.Source)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := z.Write(b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := z.Close(); err != nil {
+		t.Fatal(err)
+	}
+	// What a registry stores and a node pulls. The release's binary makes up nearly all of it.
+	if most := countingWriter(60 << 20); compressed > most {
+		t.Errorf("compressed, envoy and its libraries have %d bytes, more than %d", compressed, most)
+	}
+	cmd := exec.CommandContext(t.Context(), envoyPath, "--mode", "validate", "--config-yaml", "static_resources: {}")
+	cmd.Dir = "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: root, Credential: &syscall.Credential{Uid: 1337, Gid: 1337}}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("run envoy in its image: %v\n%s", err, out)
+	}
+}
+
+type countingWriter int
+
+func (c *countingWriter) Write(p []byte) (int, error) {
+	*c += countingWriter(len(p))
+	return len(p), nil
+}
+
+// unpack writes a layer's files below root.
+func unpack(t *testing.T, layer io.Reader, root string) {
+	t.Helper()
+	if err := os.Chmod(root, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for in := tar.NewReader(layer); ; {
+		h, err := in.Next()
+		if errors.Is(err, io.EOF) {
+			return
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		name := filepath.Join(root, h.Name)
+		if h.Typeflag == tar.TypeDir {
+			if err := os.MkdirAll(name, h.FileInfo().Mode()); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		b, err := io.ReadAll(in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(name, b, h.FileInfo().Mode()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestSharedLibrariesOfWhatIsMissing(t *testing.T) {
+	notELF := filepath.Join(t.TempDir(), "x")
+	if err := os.WriteFile(notELF, []byte("#!/bin/sh\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range []string{notELF, notELF + "-missing"} {
+		if l, err := sharedLibraries(file); err == nil {
+			t.Errorf("%s is linked to %q", file, l)
+		}
 	}
 }
