@@ -22,7 +22,6 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
-	istioclient "istio.io/client-go/pkg/clientset/versioned"
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/ambit-mesh/ambit/internal/kube"
@@ -51,10 +50,7 @@ const (
 )
 
 // Clients are the connections to Kubernetes; nil in directory mode.
-type Clients struct {
-	Kube  kubernetes.Interface
-	Istio istioclient.Interface
-}
+type Clients = watch.Clients
 
 // App is one control plane. Fields are set by New and do not change.
 type App struct {
@@ -86,7 +82,7 @@ func Connect(s Settings) (*Clients, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Clients{Kube: c.Kube, Istio: c.Istio}, nil
+	return &Clients{Kube: c.Kube, Istio: c.Istio, Gateway: c.Gateway, Dynamic: c.Dynamic}, nil
 }
 
 // New prepares a control plane and opens its listeners. It waits for nothing but
@@ -122,7 +118,7 @@ func (a *App) makeAuthority(ctx context.Context) error {
 
 func (a *App) makeState(context.Context) error {
 	if a.clients != nil {
-		a.source = watch.NewKubernetes(a.clients.Kube, a.clients.Istio, a.log.Logger("watch"))
+		a.source = watch.NewKubernetes(*a.clients, a.log.Logger("watch"))
 	} else {
 		a.source = watch.NewDirectory(a.settings.ConfigDir, a.log.Logger("watch"))
 	}

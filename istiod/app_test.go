@@ -60,10 +60,13 @@ type plane struct {
 	stop  func()
 }
 
-var policyKinds = []*metav1.APIResourceList{{
-	GroupVersion: "security.istio.io/v1",
-	APIResources: []metav1.APIResource{{Kind: "AuthorizationPolicy"}, {Kind: "PeerAuthentication"}},
-}}
+var policyKinds = []*metav1.APIResourceList{
+	{GroupVersion: "security.istio.io/v1", APIResources: []metav1.APIResource{
+		{Kind: "AuthorizationPolicy"}, {Kind: "PeerAuthentication"}, {Kind: "RequestAuthentication"}}},
+	{GroupVersion: "networking.istio.io/v1", APIResources: []metav1.APIResource{
+		{Kind: "VirtualService"}, {Kind: "DestinationRule"}, {Kind: "ServiceEntry"}, {Kind: "Gateway"}}},
+	{GroupVersion: "telemetry.istio.io/v1", APIResources: []metav1.APIResource{{Kind: "Telemetry"}}},
+}
 
 // start runs a control plane; change adapts its settings before.
 func start(t testing.TB, clients bool, change func(*Settings), objects ...runtime.Object) *plane {

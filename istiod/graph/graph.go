@@ -60,6 +60,10 @@ type Graph struct {
 	outputs  map[string]map[string]*push.Resource
 	problems map[input]Problem
 	changed  chan struct{}
+
+	// listener hears of touched, what changed for layer 7.
+	listener func(Changes)
+	touched  Changes
 }
 
 var _ watch.Handler = (*Graph)(nil)
@@ -111,6 +115,7 @@ func New(cfg Config, sink Sink) (*Graph, error) {
 		outputs:          map[string]map[string]*push.Resource{},
 		problems:         map[input]Problem{},
 		changed:          make(chan struct{}),
+		touched:          newChanges(),
 	}
 	for _, t := range push.Types() {
 		g.outputs[t] = map[string]*push.Resource{}
@@ -169,7 +174,7 @@ func (g *Graph) translate(e watch.Event) (lastGood bool, err error) {
 	case model.KindPeerAuthentication:
 		return put(e, translate.PeerAuthentication, g.peerAuths[e.Key.Namespace][e.Key.Name], g.setPeerAuth)
 	}
-	return false, fmt.Errorf("handle object: kind %q is unknown", e.Kind)
+	return false, nil // the kinds of layer 7 are not the graph's
 }
 
 // put translates one event and stores the result. A translation that failed is

@@ -20,7 +20,12 @@ func newDirty() dirty { return dirty{pods: set{}, services: set{}, policies: set
 // depends on the difference.
 
 func (g *Graph) setPod(k model.Key, p *model.Pod) {
-	if old := g.pods[k]; old != nil {
+	old := g.pods[k]
+	seen := !sameForLayer7(old, p)
+	if old != nil {
+		if seen {
+			g.touchPod(old)
+		}
 		g.podLabels.remove(k, old.Labels)
 		g.podsByNode.remove(old.Node, k)
 		g.podsByIdentity.remove(identityOf(old), k)
@@ -32,6 +37,9 @@ func (g *Graph) setPod(k model.Key, p *model.Pod) {
 		g.podLabels.add(k, p.Labels)
 		g.podsByNode.add(p.Node, k)
 		g.podsByIdentity.add(identityOf(p), k)
+		if seen {
+			g.touchPod(p)
+		}
 	}
 	g.notify()
 }
@@ -43,6 +51,7 @@ func identityOf(p *model.Pod) identityOnNode {
 func (g *Graph) setService(k model.Key, s *model.Service) {
 	old := g.services[k]
 	g.dirty.services[k] = struct{}{}
+	g.touchService(k)
 	// What pods know of a service: that it chooses them, its name and its ports.
 	if old == nil || s == nil || old.Hostname != s.Hostname || !reflect.DeepEqual(old.Ports, s.Ports) || !maps.Equal(old.Selector, s.Selector) {
 		g.markEndpoints(old)
@@ -84,6 +93,7 @@ func (g *Graph) markSelected(namespace string, selector map[string]string) {
 
 func (g *Graph) setSlice(k model.Key, s *model.EndpointSlice) {
 	if old := g.slices[k]; old != nil {
+		g.touchSlice(old)
 		g.slicesByService.remove(sliceService(old), k)
 		g.markSlice(old)
 		for _, ep := range old.Endpoints {
@@ -93,6 +103,7 @@ func (g *Graph) setSlice(k model.Key, s *model.EndpointSlice) {
 	delete(g.slices, k)
 	if s != nil {
 		g.slices[k] = s
+		g.touchSlice(s)
 		g.slicesByService.add(sliceService(s), k)
 		g.markSlice(s)
 		for _, ep := range s.Endpoints {
@@ -103,6 +114,13 @@ func (g *Graph) setSlice(k model.Key, s *model.EndpointSlice) {
 
 func sliceService(s *model.EndpointSlice) model.Key {
 	return model.Key{Namespace: s.Namespace, Name: s.Service}
+}
+
+// touchSlice notes a change of a service whose endpoints are those of its slices.
+func (g *Graph) touchSlice(s *model.EndpointSlice) {
+	if svc := g.services[sliceService(s)]; g.listener != nil && svc != nil && len(svc.Selector) == 0 {
+		g.touched.Endpoints[svc.Key] = struct{}{}
+	}
 }
 
 // markSlice marks a slice's pods, unless the service's selector already says all: then slices, which
@@ -129,15 +147,19 @@ func (g *Graph) setNamespace(k model.Key, ns *model.Namespace) {
 	if ns != nil {
 		b = *ns
 	}
+	if !reflect.DeepEqual(a, b) && g.listener != nil {
+		g.touched.Namespaces[k.Name] = struct{}{}
+	}
 	if a.Waypoint != b.Waypoint {
 		for p := range g.podLabels.byNamespace[k.Name] {
 			g.dirty.pods[p] = struct{}{}
 		}
 	}
-	if a.Waypoint != b.Waypoint || a.Distribution != b.Distribution {
+	if a.Waypoint != b.Waypoint || a.Distribution != b.Distribution || a.IngressWaypoint != b.IngressWaypoint {
 		for s := range g.services {
 			if s.Namespace == k.Name {
 				g.dirty.services[s] = struct{}{}
+				g.touchService(s)
 			}
 		}
 	}
@@ -158,6 +180,7 @@ func (g *Graph) setNode(k model.Key, n *model.Node) {
 	if a != b {
 		for p := range g.podsByNode[k.Name] {
 			g.dirty.pods[p] = struct{}{}
+			g.touchPod(g.pods[p])
 		}
 	}
 }
@@ -262,11 +285,11 @@ func (g *Graph) SetWaypoint(k model.Key, w *model.Waypoint) {
 		g.waypoints[k] = w
 	}
 	refers := func(own model.WaypointRef, namespace string) bool {
-		if own.IsSet() {
-			return own.Key == k
+		if own.IsSet() || own.Canary == k {
+			return own.Key == k || own.Canary == k
 		}
 		ns := g.namespaces[namespace]
-		return ns != nil && ns.Waypoint.Key == k
+		return ns != nil && (ns.Waypoint.Key == k || ns.Waypoint.Canary == k)
 	}
 	for pk, p := range g.pods {
 		if refers(p.Waypoint, pk.Namespace) {
@@ -276,6 +299,7 @@ func (g *Graph) SetWaypoint(k model.Key, w *model.Waypoint) {
 	for sk, s := range g.services {
 		if refers(s.Waypoint, sk.Namespace) {
 			g.dirty.services[sk] = struct{}{}
+			g.touchService(sk)
 		}
 	}
 	if g.synced {

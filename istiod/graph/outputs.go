@@ -53,6 +53,7 @@ func (g *Graph) flush() {
 	if len(changes) > 0 {
 		g.sink.Apply(changes)
 	}
+	g.tell()
 }
 
 // collector gathers the differences of one type.
@@ -216,7 +217,8 @@ func (g *Graph) flushService(c *collector, k model.Key) {
 		in.Distribution = ns.Distribution
 	}
 	if !s.NoWaypoint {
-		in.Waypoint = g.waypointOf(s.Waypoint, s.Namespace, model.TrafficService)
+		b := g.bind(s.Waypoint, s.IngressWaypoint, s.Namespace)
+		in.Waypoint, in.Canary, in.CanaryWeight, in.IngressWaypoint = b.Waypoint, b.Canary, b.CanaryWeight, b.Ingress
 	}
 	aliases := make([]string, 0, len(s.VIPs))
 	for _, ip := range s.VIPs {
@@ -224,24 +226,4 @@ func (g *Graph) flushService(c *collector, k model.Key) {
 	}
 	wire := translate.ServiceWire(g.cfg.Config, s, in)
 	c.put(name, &workload.Address{Type: &workload.Address_Service{Service: wire}}, aliases, nil)
-}
-
-// waypointOf resolves an object's use-waypoint label, or its namespace's, to a
-// waypoint that exists, serves this traffic and lets the namespace attach.
-func (g *Graph) waypointOf(ref model.WaypointRef, namespace string, traffic model.Traffic) *model.Waypoint {
-	if !ref.IsSet() {
-		ns := g.namespaces[namespace]
-		if ns == nil {
-			return nil
-		}
-		ref = ns.Waypoint
-	}
-	w := g.waypoints[ref.Key]
-	if ref.None || w == nil || w.For != traffic && w.For != model.TrafficAll {
-		return nil
-	}
-	if w.Namespace != namespace && !w.AllNamespaces && !w.Namespaces[namespace] {
-		return nil
-	}
-	return w
 }

@@ -20,6 +20,9 @@ const (
 	appProtocolWebSocket     = "kubernetes.io/ws"
 	appProtocolWebSocketTLS  = "kubernetes.io/wss"
 	hostnameServiceSeparator = ".svc."
+	// Types of addresses of a Gateway, as the Gateway API names them.
+	addressIP       = "IPAddress"
+	addressHostname = "Hostname"
 )
 
 // serverFirstPorts belong to protocols in which the server speaks first, so that
@@ -44,7 +47,14 @@ func Service(cfg Config, s *corev1.Service) (*model.Service, error) {
 		Families:        serviceFamilies(s.Spec.IPFamilies),
 		PublishNotReady: s.Spec.PublishNotReadyAddresses,
 		Distribution:    distribution(s.Annotations[annotationDistribution]),
-		Waypoint:        waypointRef(s.Labels, s.Namespace),
+		Waypoint:        serviceWaypointRef(s.Labels, s.Annotations, s.Namespace),
+		LoadBalancer:    s.Spec.Type == corev1.ServiceTypeLoadBalancer,
+		External:        externalAddresses(s),
+		Generation:      s.Generation,
+	}
+	if v, ok := s.Labels[labelIngressWaypoint]; ok {
+		ingress := strings.EqualFold(v, "true")
+		out.IngressWaypoint = &ingress
 	}
 	switch s.Labels[labelManaged] {
 	case managedWaypoint, managedEastWest:
@@ -78,6 +88,23 @@ func Service(cfg Config, s *corev1.Service) (*model.Service, error) {
 		out.VIPs = append(out.VIPs, a)
 	}
 	return out, nil
+}
+
+// externalAddresses are those that a load balancer or the user gave the service.
+func externalAddresses(s *corev1.Service) []model.GatewayAddress {
+	var out []model.GatewayAddress
+	for _, in := range s.Status.LoadBalancer.Ingress {
+		switch {
+		case in.IP != "":
+			out = append(out, model.GatewayAddress{Type: addressIP, Value: in.IP})
+		case in.Hostname != "":
+			out = append(out, model.GatewayAddress{Type: addressHostname, Value: in.Hostname})
+		}
+	}
+	for _, ip := range s.Spec.ExternalIPs {
+		out = append(out, model.GatewayAddress{Type: addressIP, Value: ip})
+	}
+	return out
 }
 
 // servicePorts keeps TCP ports: the tunnel carries nothing else.
@@ -167,6 +194,11 @@ type ServiceInputs struct {
 	// Distribution of the namespace, for a service that chooses none.
 	Distribution model.Distribution
 	Waypoint     *model.Waypoint
+	// Canary gets CanaryWeight percent of the connections, if it is not nil.
+	Canary       *model.Waypoint
+	CanaryWeight uint32
+	// IngressWaypoint sends what comes from gateways through the waypoint too.
+	IngressWaypoint bool
 }
 
 // ServiceWire makes what proxies learn of a service.
@@ -179,7 +211,14 @@ func ServiceWire(cfg Config, s *model.Service, in ServiceInputs) *workload.Servi
 		LoadBalancing: loadBalancing(s, in.Distribution),
 		IpFamilies:    workload.IPFamilies(s.Families),
 		// A Kubernetes Service owns its hostname; a ServiceEntry of the same host does not.
-		Canonical: true,
+		Canonical:          true,
+		IngressUseWaypoint: in.IngressWaypoint,
+	}
+	if in.Waypoint != nil && in.Canary != nil {
+		out.WeightedWaypoints = []*workload.WeightedWaypoint{
+			{Destination: waypointAddress(cfg, in.Waypoint), Weight: 100 - in.CanaryWeight},
+			{Destination: waypointAddress(cfg, in.Canary), Weight: in.CanaryWeight},
+		}
 	}
 	for _, vip := range s.VIPs {
 		out.Addresses = append(out.Addresses, &workload.NetworkAddress{Network: cfg.Network, Address: vip.AsSlice()})

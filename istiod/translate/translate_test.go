@@ -297,9 +297,12 @@ func TestPeerAuthenticationPortOutOfRange(t *testing.T) {
 func TestEndpointSlice(t *testing.T) {
 	o := &discoveryv1.EndpointSlice{}
 	mustYAML(t, []byte(`{metadata: {name: s, namespace: a, labels: {kubernetes.io/service-name: web}}, addressType: IPv4,
-	  endpoints: [{addresses: [10.0.0.1], targetRef: {kind: Pod, name: p, namespace: a, uid: u}}, {addresses: [1.2.3.4]}]}`), o)
-	want := &model.EndpointSlice{Key: model.Key{Namespace: "a", Name: "s"}, Service: "web", Endpoints: []model.Endpoint{{Pod: model.Key{Namespace: "a", Name: "p"}, PodUID: "u"}}}
-	if diff := cmp.Diff(want, EndpointSlice(o)); diff != "" {
+	  endpoints: [{addresses: [10.0.0.1], targetRef: {kind: Pod, name: p, namespace: a, uid: u}}, {addresses: [1.2.3.4, nonsense], zone: z}, {addresses: [nonsense]}],
+	  ports: [{name: http, port: 8080}, {name: dns, port: 53, protocol: UDP}, {name: none}, {name: far, port: 70000}]}`), o)
+	want := &model.EndpointSlice{Key: model.Key{Namespace: "a", Name: "s"}, Service: "web", Endpoints: []model.Endpoint{{Pod: model.Key{Namespace: "a", Name: "p"}, PodUID: "u"}},
+		Addresses: []model.AddressEndpoint{{Addresses: []netip.Addr{netip.MustParseAddr("1.2.3.4")}, Ready: true, Zone: "z"}},
+		Ports:     map[string]uint16{"http": 8080}}
+	if diff := cmp.Diff(want, EndpointSlice(o), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 	o.AddressType = discoveryv1.AddressTypeFQDN

@@ -8,13 +8,17 @@ import (
 	"fmt"
 	"io"
 
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
+	telemetryv1 "istio.io/client-go/pkg/apis/telemetry/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 	"sigs.k8s.io/yaml"
 
+	"github.com/ambit-mesh/ambit/api/ratelimit/v1alpha1"
 	"github.com/ambit-mesh/ambit/istiod/model"
 )
 
@@ -35,25 +39,37 @@ type decoded struct {
 // defaultNamespace is where kubectl would put an object that names none.
 const defaultNamespace = "default"
 
-// newObject returns an empty object of an API group and kind that istiod reads, or nil.
-func newObject(group, kind string) metav1.Object {
-	switch group + "/" + kind {
-	case "/Pod":
-		return &corev1.Pod{}
-	case "/Service":
-		return &corev1.Service{}
-	case "/Namespace":
-		return &corev1.Namespace{}
-	case "/Node":
-		return &corev1.Node{}
-	case "discovery.k8s.io/EndpointSlice":
-		return &discoveryv1.EndpointSlice{}
-	case "security.istio.io/AuthorizationPolicy":
-		return &securityv1.AuthorizationPolicy{}
-	case "security.istio.io/PeerAuthentication":
-		return &securityv1.PeerAuthentication{}
-	}
-	return nil
+// objectKinds tells the model's name and an empty object of every API group and kind that istiod reads.
+var objectKinds = map[string]struct {
+	kind model.Kind
+	make func() metav1.Object
+}{
+	"/Pod":                           {model.KindPod, func() metav1.Object { return &corev1.Pod{} }},
+	"/Service":                       {model.KindService, func() metav1.Object { return &corev1.Service{} }},
+	"/Namespace":                     {model.KindNamespace, func() metav1.Object { return &corev1.Namespace{} }},
+	"/Node":                          {model.KindNode, func() metav1.Object { return &corev1.Node{} }},
+	"/Secret":                        {model.KindSecret, func() metav1.Object { return &corev1.Secret{} }},
+	"/ConfigMap":                     {model.KindConfigMap, func() metav1.Object { return &corev1.ConfigMap{} }},
+	"discovery.k8s.io/EndpointSlice": {model.KindEndpointSlice, func() metav1.Object { return &discoveryv1.EndpointSlice{} }},
+
+	"security.istio.io/AuthorizationPolicy":   {model.KindAuthorizationPolicy, func() metav1.Object { return &securityv1.AuthorizationPolicy{} }},
+	"security.istio.io/PeerAuthentication":    {model.KindPeerAuthentication, func() metav1.Object { return &securityv1.PeerAuthentication{} }},
+	"security.istio.io/RequestAuthentication": {model.KindRequestAuthentication, func() metav1.Object { return &securityv1.RequestAuthentication{} }},
+	"networking.istio.io/VirtualService":      {model.KindVirtualService, func() metav1.Object { return &networkingv1.VirtualService{} }},
+	"networking.istio.io/DestinationRule":     {model.KindDestinationRule, func() metav1.Object { return &networkingv1.DestinationRule{} }},
+	"networking.istio.io/ServiceEntry":        {model.KindServiceEntry, func() metav1.Object { return &networkingv1.ServiceEntry{} }},
+	"networking.istio.io/Gateway":             {model.KindIstioGateway, func() metav1.Object { return &networkingv1.Gateway{} }},
+	"telemetry.istio.io/Telemetry":            {model.KindTelemetry, func() metav1.Object { return &telemetryv1.Telemetry{} }},
+	v1alpha1.Group + "/" + v1alpha1.Kind:      {model.KindRateLimit, func() metav1.Object { return &v1alpha1.RateLimit{} }},
+
+	"gateway.networking.k8s.io/GatewayClass":     {model.KindGatewayClass, func() metav1.Object { return &gatewayv1.GatewayClass{} }},
+	"gateway.networking.k8s.io/Gateway":          {model.KindGateway, func() metav1.Object { return &gatewayv1.Gateway{} }},
+	"gateway.networking.k8s.io/HTTPRoute":        {model.KindHTTPRoute, func() metav1.Object { return &gatewayv1.HTTPRoute{} }},
+	"gateway.networking.k8s.io/GRPCRoute":        {model.KindGRPCRoute, func() metav1.Object { return &gatewayv1.GRPCRoute{} }},
+	"gateway.networking.k8s.io/TCPRoute":         {model.KindTCPRoute, func() metav1.Object { return &gatewayv1.TCPRoute{} }},
+	"gateway.networking.k8s.io/TLSRoute":         {model.KindTLSRoute, func() metav1.Object { return &gatewayv1.TLSRoute{} }},
+	"gateway.networking.k8s.io/ReferenceGrant":   {model.KindReferenceGrant, func() metav1.Object { return &gatewayv1.ReferenceGrant{} }},
+	"gateway.networking.k8s.io/BackendTLSPolicy": {model.KindBackendTLSPolicy, func() metav1.Object { return &gatewayv1.BackendTLSPolicy{} }},
 }
 
 // decode reads the objects of a file that istiod knows and passes over all
@@ -99,26 +115,41 @@ func decodeOne(doc []byte) (*decoded, error) {
 		return nil, errors.New("read object: apiVersion or kind is missing")
 	}
 	group := head.GroupVersionKind().Group
-	o := newObject(group, head.Kind)
-	if o == nil {
+	known, ok := objectKinds[group+"/"+head.Kind]
+	if !ok {
 		return nil, nil
 	}
+	o := known.make()
 	if err := json.Unmarshal(raw, o); err != nil {
 		return nil, fmt.Errorf("read %s %q: %w", head.Kind, head.Metadata.Name, err)
 	}
 	if o.GetName() == "" {
 		return nil, fmt.Errorf("read %s: metadata.name is missing", head.Kind)
 	}
-	kind := model.Kind(head.Kind)
+	kind := known.kind
 	switch {
-	case kind == model.KindNamespace || kind == model.KindNode:
+	case kind == model.KindNamespace || kind == model.KindNode || kind == model.KindGatewayClass:
 		o.SetNamespace("")
 	case o.GetNamespace() == "":
 		o.SetNamespace(defaultNamespace)
+	}
+	if secret, ok := o.(*corev1.Secret); ok {
+		mergeStringData(secret)
 	}
 	return &decoded{
 		id:     objectID{kind: kind, key: model.Key{Namespace: o.GetNamespace(), Name: o.GetName()}},
 		object: o,
 		raw:    string(raw),
 	}, nil
+}
+
+// mergeStringData does what the API server would do.
+func mergeStringData(s *corev1.Secret) {
+	for k, v := range s.StringData {
+		if s.Data == nil {
+			s.Data = map[string][]byte{}
+		}
+		s.Data[k] = []byte(v)
+	}
+	s.StringData = nil
 }

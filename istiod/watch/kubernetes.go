@@ -7,42 +7,44 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	istioclient "istio.io/client-go/pkg/clientset/versioned"
-	istioinformers "istio.io/client-go/pkg/informers/externalversions"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/discovery"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
+	gatewayclient "sigs.k8s.io/gateway-api/pkg/client/clientset/versioned"
 
 	"github.com/ambit-mesh/ambit/internal/kube"
 	"github.com/ambit-mesh/ambit/istiod/model"
 )
 
-const (
-	// crdPoll is how often an API group that is not installed is looked for.
-	crdPoll = 5 * time.Second
-	// securityGroup is where Istio's policy kinds live.
-	securityGroup = "security.istio.io/v1"
-)
+// Clients are what a Kubernetes source reads from. Gateway and Dynamic may be nil: then their kinds are left out.
+type Clients struct {
+	Kube    kubernetes.Interface
+	Istio   istioclient.Interface
+	Gateway gatewayclient.Interface
+	Dynamic dynamic.Interface
+}
 
 // Kubernetes is the source that watches an API server.
 type Kubernetes struct {
-	kube  kubernetes.Interface
-	istio istioclient.Interface
-	log   *slog.Logger
+	clients Clients
+	log     *slog.Logger
 
 	mu         sync.Mutex
 	conditions map[string]string
+	// refused are kinds that the API server will not show, which must not keep istiod from becoming ready.
+	refused map[model.Kind]bool
 }
 
 var _ Source = (*Kubernetes)(nil)
 
 // NewKubernetes makes a source on the given clients.
-func NewKubernetes(k kubernetes.Interface, i istioclient.Interface, log *slog.Logger) *Kubernetes {
-	return &Kubernetes{kube: k, istio: i, log: log, conditions: map[string]string{}}
+func NewKubernetes(c Clients, log *slog.Logger) *Kubernetes {
+	return &Kubernetes{clients: c, log: log, conditions: map[string]string{}, refused: map[model.Kind]bool{}}
 }
 
 // Conditions implements Source.
@@ -82,83 +84,108 @@ func (s *serial) handle(e Event) {
 	s.h.Handle(e)
 }
 
+// run is one run of the source: where events go, and the informers that it owns.
+type run struct {
+	*Kubernetes
+	out       *serial
+	informers sync.WaitGroup
+}
+
 // Run implements Source. Informers repeat a failed list or watch by themselves.
 func (s *Kubernetes) Run(ctx context.Context, h Handler) error {
 	ctx, cancel := context.WithCancel(ctx)
-	out := &serial{h: h}
-	core := kube.Informers(s.kube)
-	informers := map[model.Kind]cache.SharedIndexInformer{
-		model.KindPod:           core.Core().V1().Pods().Informer(),
-		model.KindService:       core.Core().V1().Services().Informer(),
-		model.KindEndpointSlice: core.Discovery().V1().EndpointSlices().Informer(),
-		model.KindNamespace:     core.Core().V1().Namespaces().Informer(),
-		model.KindNode:          core.Core().V1().Nodes().Informer(),
-	}
-	defer core.Shutdown() // waits for the informers, which end with ctx
+	r := &run{Kubernetes: s, out: &serial{h: h}}
+	defer r.informers.Wait() // they end with ctx
 	defer cancel()
-	if err := s.wait(ctx, out, informers, func() { core.Start(ctx.Done()) }); err != nil {
+	if err := r.start(ctx, s.coreKinds()); err != nil {
 		return err
 	}
-	installed, err := s.awaitInstalled(ctx, true)
-	if err != nil || ctx.Err() != nil {
-		return err
-	}
-	if !installed {
-		// Go on without policies, as the cluster has none, and take them up when the kinds appear.
-		out.h.Synced()
-		if _, err := s.awaitInstalled(ctx, false); err != nil || ctx.Err() != nil {
+	groups := s.groups()
+	for _, g := range groups {
+		if err := r.await(ctx, g); err != nil || ctx.Err() != nil {
 			return err
 		}
 	}
-	if err := s.runSecurity(ctx, out); err != nil {
-		return err
+	r.out.h.Synced()
+	var later sync.WaitGroup
+	defer later.Wait()
+	defer cancel()
+	failed := make(chan error, len(groups))
+	for _, g := range groups {
+		later.Go(func() { failed <- r.pickUp(ctx, g) })
 	}
-	if installed && ctx.Err() == nil {
-		out.h.Synced()
+	for range groups {
+		select {
+		case err := <-failed:
+			if err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return nil
+		}
 	}
 	<-ctx.Done()
 	return nil
 }
 
-func (s *Kubernetes) runSecurity(ctx context.Context, out *serial) error {
-	f := istioinformers.NewSharedInformerFactoryWithOptions(s.istio, 0, istioinformers.WithTransform(kube.Strip))
-	security := f.Security().V1()
-	informers := map[model.Kind]cache.SharedIndexInformer{
-		model.KindAuthorizationPolicy: security.AuthorizationPolicies().Informer(),
-		model.KindPeerAuthentication:  security.PeerAuthentications().Informer(),
+// coreKinds are Kubernetes' own, which every cluster has.
+func (s *Kubernetes) coreKinds() []kind {
+	core := kube.Informers(s.clients.Kube)
+	secrets := informers.NewSharedInformerFactoryWithOptions(s.clients.Kube, 0, informers.WithTransform(kube.StripCredentials),
+		informers.WithTweakListOptions(func(o *metav1.ListOptions) { o.FieldSelector = kube.SecretsSelector() }))
+	maps := informers.NewSharedInformerFactoryWithOptions(s.clients.Kube, 0, informers.WithTransform(kube.StripCredentials))
+	return []kind{
+		{model.KindPod, "", core.Core().V1().Pods().Informer},
+		{model.KindService, "", core.Core().V1().Services().Informer},
+		{model.KindEndpointSlice, "", core.Discovery().V1().EndpointSlices().Informer},
+		{model.KindNamespace, "", core.Core().V1().Namespaces().Informer},
+		{model.KindNode, "", core.Core().V1().Nodes().Informer},
+		{model.KindSecret, "", secrets.Core().V1().Secrets().Informer},
+		{model.KindConfigMap, "", maps.Core().V1().ConfigMaps().Informer},
 	}
-	err := s.wait(ctx, out, informers, func() { f.Start(ctx.Done()) })
-	context.AfterFunc(ctx, f.Shutdown)
-	return err
 }
 
-// wait starts informers and returns once each has delivered all that it listed.
-func (s *Kubernetes) wait(ctx context.Context, out *serial, informers map[model.Kind]cache.SharedIndexInformer, start func()) error {
+// start starts informers and returns once each has delivered all that it listed, or is refused.
+func (r *run) start(ctx context.Context, kinds []kind) error {
 	var synced []cache.InformerSynced
-	for kind, inf := range informers {
+	for _, k := range kinds {
+		inf := k.informer()
 		if err := inf.SetWatchErrorHandlerWithContext(func(_ context.Context, _ *cache.Reflector, err error) {
-			s.watchFailed(kind, err)
+			r.watchFailed(k.kind, err)
 		}); err != nil {
-			return fmt.Errorf("watch %q: %w", kind, err)
+			return fmt.Errorf("watch %q: %w", k.kind, err)
 		}
-		reg, err := inf.AddEventHandler(s.events(kind, out))
+		reg, err := inf.AddEventHandler(r.events(k.kind, r.out))
 		if err != nil {
-			return fmt.Errorf("watch %q: %w", kind, err)
+			return fmt.Errorf("watch %q: %w", k.kind, err)
 		}
-		synced = append(synced, reg.HasSynced)
+		synced = append(synced, func() bool { return reg.HasSynced() || r.isRefused(k.kind) })
+		r.informers.Go(func() { inf.RunWithContext(ctx) })
 	}
-	start()
 	cache.WaitForCacheSync(ctx.Done(), synced...) // false only when ctx ended, which the caller sees
-	for kind := range informers {
-		s.condition(string(kind), "")
+	for _, k := range kinds {
+		if !r.isRefused(k.kind) {
+			r.condition(string(k.kind), "")
+		}
 	}
 	return nil
+}
+
+func (s *Kubernetes) isRefused(k model.Kind) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.refused[k]
 }
 
 // watchFailed records why a kind is not being delivered. A resource version that expired is normal.
 func (s *Kubernetes) watchFailed(kind model.Kind, err error) {
 	if apierrors.IsResourceExpired(err) || apierrors.IsGone(err) {
 		return
+	}
+	if apierrors.IsForbidden(err) && optional(kind) {
+		s.mu.Lock()
+		s.refused[kind] = true
+		s.mu.Unlock()
 	}
 	if s.condition(string(kind), err.Error()) {
 		s.log.Error("watch failed; the last state stays in force", "kind", string(kind), "error", err)
@@ -194,51 +221,4 @@ func (s *Kubernetes) events(kind model.Kind, out *serial) cache.ResourceEventHan
 		},
 		DeleteFunc: func(obj any) { deliver(obj, true) },
 	}
-}
-
-// awaitInstalled looks whether the API server has Istio's policy kinds: until it
-// answers if once is set, else until it has them.
-func (s *Kubernetes) awaitInstalled(ctx context.Context, once bool) (bool, error) {
-	tick := time.NewTicker(crdPoll)
-	defer tick.Stop()
-	for {
-		ok, err := installed(s.istio.Discovery())
-		switch {
-		case ok:
-			s.condition(securityGroup, "")
-			return true, nil
-		case err != nil:
-			if s.condition(securityGroup, err.Error()) {
-				s.log.Error("look for policy kinds", "group", securityGroup, "error", err)
-			}
-		default:
-			if s.condition(securityGroup, "not installed: AuthorizationPolicy and PeerAuthentication do not exist in this cluster (install the base chart)") {
-				s.log.Warn("policy kinds are not installed; going on without policies", "group", securityGroup)
-			}
-			if once {
-				return false, nil
-			}
-		}
-		select {
-		case <-ctx.Done():
-			return false, nil
-		case <-tick.C:
-		}
-	}
-}
-
-// installed tells whether the API server serves both kinds of policy.
-func installed(d discovery.DiscoveryInterface) (bool, error) {
-	list, err := d.ServerResourcesForGroupVersion(securityGroup)
-	if apierrors.IsNotFound(err) {
-		return false, nil
-	}
-	if err != nil {
-		return false, fmt.Errorf("list resources of %q: %w", securityGroup, err)
-	}
-	found := map[string]bool{}
-	for _, r := range list.APIResources {
-		found[r.Kind] = true
-	}
-	return found[string(model.KindAuthorizationPolicy)] && found[string(model.KindPeerAuthentication)], nil
 }
