@@ -8,7 +8,8 @@ import (
 // checkFormat reads a format string of access logs as Envoy does (its documentation, "Access log format strings"): literal
 // text, %% and commands of the form %NAME%, %NAME(arguments)% and %NAME(arguments):length%. It knows no names: Envoy
 // gains some with every version. A broken string would be refused by a proxy together with everything sent along.
-func checkFormat(s string) error {
+func checkFormat(format string) error {
+	s := format
 	for at := strings.IndexByte(s, '%'); at >= 0; at = strings.IndexByte(s, '%') {
 		s = s[at+1:]
 		if strings.HasPrefix(s, "%") {
@@ -17,7 +18,7 @@ func checkFormat(s string) error {
 		}
 		rest, ok := command(s)
 		if !ok {
-			return fmt.Errorf("parse format %q: not a command; a percent sign is written twice", cut("%"+s))
+			return fmt.Errorf("parse format %q: no command begins at byte %d; a percent sign itself is written twice", cut(format), len(format)-len(s)-1)
 		}
 		s = rest
 	}

@@ -13,7 +13,6 @@ import (
 	meshapi "istio.io/api/mesh/v1alpha1"
 	networkingapi "istio.io/api/networking/v1alpha3"
 
-	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"sigs.k8s.io/yaml"
@@ -32,6 +31,8 @@ const (
 	maxMeshConfigBytes = 1 << 20
 	// retryCodes is the condition that makes status codes count.
 	retryCodes = "retriable-status-codes"
+	// fieldOutbound says whether hosts that nothing declares are refused.
+	fieldOutbound = "outboundTrafficPolicy"
 )
 
 // meshField says of a field of the mesh configuration whether this package reads it; others have no effect on layer 7,
@@ -39,7 +40,7 @@ const (
 func meshField(name string) (read, elsewhere bool) {
 	switch name {
 	case "extensionProviders", "defaultProviders", "accessLogFile", "accessLogFormat", "accessLogEncoding",
-		"outboundTrafficPolicy", "defaultHttpRetryPolicy", "localityLbSetting", "connectTimeout", "trustDomainAliases",
+		fieldOutbound, "defaultHttpRetryPolicy", "localityLbSetting", "connectTimeout", "trustDomainAliases",
 		"enableTracing", "defaultConfig":
 		return true, false
 	case "trustDomain", "rootNamespace":
@@ -77,6 +78,7 @@ func MeshConfig(b []byte) (*model.MeshConfig, error) {
 	}
 	p.accessLog(in, out)
 	if o := in.GetOutboundTrafficPolicy(); o != nil {
+		// A mode that cannot be read refuses too: who set one did not mean that everything is open.
 		out.RegistryOnly = o.GetMode() == meshapi.MeshConfig_OutboundTrafficPolicy_REGISTRY_ONLY
 		if o.GetMode() == meshapi.MeshConfig_OutboundTrafficPolicy_ALLOW_ANY_DYNAMIC_DNS {
 			p.warn("outboundTrafficPolicy.mode: ALLOW_ANY_DYNAMIC_DNS is read as ALLOW_ANY")
@@ -161,8 +163,12 @@ func (p *problems) decodeMesh(b []byte) (*meshapi.MeshConfig, error) {
 func (p *problems) merge(out *meshapi.MeshConfig, fd protoreflect.FieldDescriptor, at string, raw json.RawMessage) {
 	one := &meshapi.MeshConfig{}
 	doc := fmt.Sprintf("{%q:%s}", fd.JSONName(), raw)
-	if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal([]byte(doc), one); err != nil {
+	// The type's own decoder takes durations such as 500ms, which protojson does not, and passes over unknown fields.
+	if err := one.UnmarshalJSON([]byte(doc)); err != nil {
 		p.fail(at, "%w", plain(err))
+		if fd.JSONName() == fieldOutbound {
+			out.OutboundTrafficPolicy = &meshapi.MeshConfig_OutboundTrafficPolicy{Mode: meshapi.MeshConfig_OutboundTrafficPolicy_REGISTRY_ONLY}
+		}
 		return
 	}
 	if fd.Kind() == protoreflect.MessageKind {
@@ -226,7 +232,7 @@ func (p *problems) accessLog(in *meshapi.MeshConfig, out *model.MeshConfig) {
 	out.AccessLog = in.GetAccessLogFile()
 	format := in.GetAccessLogFormat()
 	if in.GetAccessLogEncoding() != meshapi.MeshConfig_JSON {
-		out.AccessLogText = p.textFormat("accessLogFormat", format)
+		out.AccessLogText = p.textFormat("accessLogFormat", format, "\n")
 		return
 	}
 	out.AccessLogJSON = map[string]string{}
@@ -241,8 +247,8 @@ func (p *problems) accessLog(in *meshapi.MeshConfig, out *model.MeshConfig) {
 	p.labels("accessLogFormat", "", labels, out.AccessLogJSON)
 }
 
-// textFormat checks a format and ends it with a line break, as Istio does.
-func (p *problems) textFormat(field, s string) string {
+// textFormat checks a format. A line of a file ends with a line break, which Istio adds too.
+func (p *problems) textFormat(field, s, end string) string {
 	if s == "" {
 		return ""
 	}
@@ -250,8 +256,8 @@ func (p *problems) textFormat(field, s string) string {
 		p.fail(field, "%w", err)
 		return ""
 	}
-	if !strings.HasSuffix(s, "\n") {
-		s += "\n"
+	if !strings.HasSuffix(s, end) {
+		s += end
 	}
 	return s
 }

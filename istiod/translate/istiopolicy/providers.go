@@ -267,7 +267,7 @@ func (p *problems) fixedHeaders(field string, in []*meshapi.MeshConfig_Extension
 func (p *problems) otlpLogs(field string, in *meshapi.MeshConfig_ExtensionProvider_EnvoyOpenTelemetryLogProvider) *model.OTLP {
 	out := &model.OTLP{Backend: p.backend(field, in.GetService(), in.GetPort()), Logs: true, LogName: in.GetLogName()}
 	if f := in.GetLogFormat(); f != nil {
-		out.Text = p.textFormat(field+".logFormat.text", f.GetText())
+		out.Text = p.textFormat(field+".logFormat.text", f.GetText(), "")
 		if f.GetLabels() != nil {
 			out.JSON = p.structLabels(field+".logFormat.labels", f.GetLabels())
 		}
@@ -282,7 +282,7 @@ func (p *problems) logFile(field string, in *meshapi.MeshConfig_ExtensionProvide
 	}
 	switch f := in.GetLogFormat().GetLogFormat().(type) {
 	case *meshapi.MeshConfig_ExtensionProvider_EnvoyFileAccessLogProvider_LogFormat_Text:
-		out.Text = p.textFormat(field+".logFormat.text", f.Text)
+		out.Text = p.textFormat(field+".logFormat.text", f.Text, "\n")
 	case *meshapi.MeshConfig_ExtensionProvider_EnvoyFileAccessLogProvider_LogFormat_Labels:
 		out.JSON = p.structLabels(field+".logFormat.labels", f.Labels)
 	}
