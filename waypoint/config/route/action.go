@@ -62,8 +62,8 @@ func (w hostWriter) clusters(a *routev3.RouteAction, r *model.RouteRule, authori
 	if len(shares) == 0 {
 		shares = []model.RouteCluster{{}}
 	}
-	if len(shares) == 1 && shares[0].Request.IsZero() && shares[0].Response.IsZero() {
-		a.ClusterSpecifier = &routev3.RouteAction_Cluster{Cluster: cmp.Or(shares[0].Cluster, noCluster)}
+	if s := shares[0]; len(shares) == 1 && s.Request.IsZero() && s.Response.IsZero() && s.Authority == "" {
+		a.ClusterSpecifier = &routev3.RouteAction_Cluster{Cluster: cmp.Or(s.Cluster, noCluster)}
 		return
 	}
 	out := &routev3.WeightedCluster{}
@@ -76,8 +76,8 @@ func (w hostWriter) clusters(a *routev3.RouteAction, r *model.RouteRule, authori
 		c.RequestHeadersToAdd, c.RequestHeadersToRemove = request.add, request.remove
 		c.ResponseHeadersToAdd, c.ResponseHeadersToRemove = response.add, response.remove
 		// The rule's rewrite of the host wins over the backend's, as in Istio.
-		if request.authority != "" && authority == "" {
-			c.HostRewriteSpecifier = &routev3.WeightedCluster_ClusterWeight_HostRewriteLiteral{HostRewriteLiteral: request.authority}
+		if own := cmp.Or(s.Authority, request.authority); own != "" && authority == "" {
+			c.HostRewriteSpecifier = &routev3.WeightedCluster_ClusterWeight_HostRewriteLiteral{HostRewriteLiteral: own}
 		}
 		out.Clusters = append(out.Clusters, c)
 	}
@@ -220,6 +220,9 @@ func (w hostWriter) hash(h model.HashPolicy) *routev3.RouteAction_HashPolicy {
 		c := &routev3.RouteAction_HashPolicy_Cookie{Name: h.Cookie.Name, Path: h.Cookie.Path}
 		if h.Cookie.TTL != nil {
 			c.Ttl = durationpb.New(*h.Cookie.TTL)
+		}
+		for _, a := range h.Cookie.Attributes {
+			c.Attributes = append(c.Attributes, &routev3.RouteAction_HashPolicy_CookieAttribute{Name: a.Name, Value: a.Value})
 		}
 		out.PolicySpecifier = &routev3.RouteAction_HashPolicy_Cookie_{Cookie: c}
 	case h.SourceIP && w.proxy.Waypoint:

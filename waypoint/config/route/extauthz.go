@@ -7,7 +7,9 @@ import (
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
 	authzv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
+	rbachttpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -25,11 +27,13 @@ func provider(e *model.ExtAuthzCluster) *authzv3.ExtAuthz {
 		TransportApiVersion: corev3.ApiVersion_V3,
 		FailureModeAllow:    e.FailOpen,
 		WithRequestBody:     body(&e.ExtAuthz),
+		ClearRouteCache:     e.ClearRouteCache,
 		FilterEnabledMetadata: match.Metadata(rbacMetadata, []string{customPrefix(e.Name) + matchedPolicy},
 			match.Present()),
 		AllowedHeaders: headerPatterns(e.IncludeHeaders),
 	}
-	if e.StatusOnError != 0 {
+	// Envoy knows some statuses and no others; its default is 403.
+	if _, known := typev3.StatusCode_name[int32(e.StatusOnError)]; known && e.StatusOnError != 0 {
 		out.StatusOnError = &typev3.HttpStatus{Code: typev3.StatusCode(e.StatusOnError)}
 	}
 	if e.GRPC {
@@ -40,28 +44,25 @@ func provider(e *model.ExtAuthzCluster) *authzv3.ExtAuthz {
 	return out
 }
 
-// routeAuthz is off unless a route names a server. Without one it would refuse everything.
-func routeAuthz() *authzv3.ExtAuthz {
-	return &authzv3.ExtAuthz{
-		TransportApiVersion: corev3.ApiVersion_V3,
-		// Routes cannot choose headers: the server sees what the backend will see.
-		AllowedHeaders: &matcherv3.ListStringMatcher{Patterns: []*matcherv3.StringMatcher{match.Regex(".*")}},
-		Services:       &authzv3.ExtAuthz_HttpService{HttpService: authzHTTP(&model.ExtAuthz{}, noCluster)},
+// authServer finds the server of a rule in the filter chain.
+func (b *builder) authServer(e *model.ExtAuthz, cluster string) (string, error) {
+	for _, there := range b.proxy.HTTP.ExtAuthz {
+		if cluster != "" && there.Cluster == cluster && (e.Name == "" || e.Name == there.Name) && e.GRPC == there.GRPC {
+			return there.Name, nil
+		}
 	}
+	return "", fmt.Errorf("ask authorization server %q: it is not in the filter chain", e.Backend.Host)
 }
 
-// externalAuth names the server that a rule asks.
-func externalAuth(e *model.ExtAuthz, cluster string) (*authzv3.ExtAuthzPerRoute, error) {
-	if cluster == "" {
-		return nil, fmt.Errorf("ask authorization server %q: it has no cluster", e.Backend.Host)
-	}
-	s := &authzv3.CheckSettings{WithRequestBody: body(e)}
-	if e.GRPC {
-		s.ServiceOverride = &authzv3.CheckSettings_GrpcService{GrpcService: authzGRPC(e, cluster)}
-	} else {
-		s.ServiceOverride = &authzv3.CheckSettings_HttpService{HttpService: authzHTTP(e, cluster)}
-	}
-	return &authzv3.ExtAuthzPerRoute{Override: &authzv3.ExtAuthzPerRoute_CheckSettings{CheckSettings: s}}, nil
+// askAlways has a server asked about every request.
+func askAlways(name string) *rbachttpv3.RBACPerRoute {
+	return &rbachttpv3.RBACPerRoute{Rbac: &rbachttpv3.RBAC{
+		ShadowRulesStatPrefix: customPrefix(name),
+		ShadowRules: &rbacv3.RBAC{Action: rbacv3.RBAC_DENY, Policies: map[string]*rbacv3.Policy{"route": {
+			Permissions: []*rbacv3.Permission{{Rule: &rbacv3.Permission_Any{Any: true}}},
+			Principals:  []*rbacv3.Principal{{Identifier: &rbacv3.Principal_Any{Any: true}}},
+		}}},
+	}}
 }
 
 func authzGRPC(e *model.ExtAuthz, cluster string) *corev3.GrpcService {

@@ -24,8 +24,6 @@ const (
 	filterRBACAudit = "envoy.filters.http.rbac.audit"
 	// filterRBACCustom is followed by the provider; the filter notes which requests the provider is asked about.
 	filterRBACCustom = "envoy.filters.http.rbac.custom."
-	// filterRouteAuthz asks the server of a rule (Gateway API's ExternalAuth).
-	filterRouteAuthz = names.FilterExtAuthz + "..route"
 	// filterOtherLimit counts limits that answer another status than 429, filterRuleLimit those of single rules.
 	filterOtherLimit = names.FilterLocalLimit + ".status"
 	filterRuleLimit  = names.FilterLocalLimit + ".rule"
@@ -52,14 +50,12 @@ type chain struct {
 	err     error
 }
 
-func (c *chain) add(name string, m proto.Message) *hcmv3.HttpFilter {
+func (c *chain) add(name string, m proto.Message) {
 	any, err := pack(m)
 	if err != nil && c.err == nil {
 		c.err = err
 	}
-	f := &hcmv3.HttpFilter{Name: name, ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: any}}
-	c.filters = append(c.filters, f)
-	return f
+	c.filters = append(c.filters, &hcmv3.HttpFilter{Name: name, ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: any}})
 }
 
 // HTTPFilters writes the chain that every request goes through. Most filters do nothing unless the route that was
@@ -70,7 +66,11 @@ func HTTPFilters(p *model.Proxy) ([]*hcmv3.HttpFilter, error) {
 	if p.Waypoint {
 		c.add(names.FilterXFCC, xfcc())
 	}
-	c.add(names.FilterJWT, jwt(p.HTTP.JWT))
+	tokens, err := jwt(p.HTTP.JWT)
+	if err != nil {
+		return nil, err
+	}
+	c.add(names.FilterJWT, tokens)
 	seen := map[string]bool{}
 	for i := range p.HTTP.ExtAuthz {
 		e := &p.HTTP.ExtAuthz[i]
@@ -84,13 +84,12 @@ func HTTPFilters(p *model.Proxy) ([]*hcmv3.HttpFilter, error) {
 	c.add(filterRBACAudit, &rbachttpv3.RBAC{ShadowRulesStatPrefix: dryCustomPrefix})
 	c.add(names.FilterRBACDeny, &rbachttpv3.RBAC{ShadowRulesStatPrefix: dryDenyPrefix})
 	c.add(names.FilterRBACAllow, &rbachttpv3.RBAC{ShadowRulesStatPrefix: dryAllowPrefix})
-	c.add(filterRouteAuthz, routeAuthz()).Disabled = true
 	for _, name := range []string{names.FilterLocalLimit, filterOtherLimit, filterRuleLimit} {
 		c.add(name, &localv3.LocalRateLimit{StatPrefix: ratelimit.StatPrefix})
 	}
 	for i := range p.HTTP.RateLimit {
 		l := &p.HTTP.RateLimit[i]
-		name := ratelimit.Name(&l.GlobalLimit)
+		name := ratelimit.Name(l)
 		if !seen[name] {
 			seen[name] = true
 			c.add(name, ratelimit.Server(l))

@@ -56,17 +56,17 @@ func validName(name string) bool { return name != "" && !strings.ContainsAny(nam
 
 func validValue(v string) bool { return !strings.ContainsAny(v, "\r\n\x00") }
 
-// variable is one of Envoy's substitutions that Istio's documentation shows in headers; what else stands between
-// per cent signs is a user's text.
+// variable is one of Envoy's substitutions that make sense in a header, or the two percent signs that stand for one.
 var variable = regexp.MustCompile(`%(?:` +
 	`(?:DOWNSTREAM|UPSTREAM)_(?:REMOTE|LOCAL)_ADDRESS|DOWNSTREAM_(?:REMOTE|LOCAL)_ADDRESS_WITHOUT_PORT|DOWNSTREAM_LOCAL_PORT` +
 	`|DOWNSTREAM_(?:PEER|LOCAL)_(?:URI_SAN|SUBJECT)|DOWNSTREAM_PEER_(?:ISSUER|SERIAL|FINGERPRINT_256|CERT|CERT_V_START|CERT_V_END)` +
 	`|DOWNSTREAM_TLS_(?:VERSION|CIPHER|SESSION_ID)|REQUESTED_SERVER_NAME` +
 	`|PROTOCOL|RESPONSE_CODE|RESPONSE_FLAGS|RESPONSE_CODE_DETAILS|HOSTNAME|UPSTREAM_CLUSTER|ROUTE_NAME` +
-	`|REQ\(:?[A-Za-z0-9_-]+\)(?::[0-9]{1,4})?|START_TIME(?:\(%s\.%3f\))?` +
-	`)%`)
+	`|REQ\(:?[A-Za-z0-9_-]+\)(?::[0-9]{1,4})?|START_TIME` +
+	`)?%`)
 
-// format writes a value so that Envoy substitutes the variables that it knows and takes everything else as it stands.
+// format gives a format string that Envoy can load: a variable that it does not have would make it refuse the whole
+// table, and is taken for text.
 func format(v string) string {
 	if !strings.Contains(v, "%") {
 		return v

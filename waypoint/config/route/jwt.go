@@ -13,16 +13,14 @@ import (
 	"github.com/ambit-mesh/ambit/waypoint/config/route/match"
 )
 
-// noKeys is the key set of an issuer whose keys are not known: it accepts no token.
-const noKeys = `{"keys":[]}`
-
 // spaceDelimited are claims whose value is a list, written with spaces (RFC 8693 section 4.2, and Istio).
 var spaceDelimited = []string{"permission", "scope"}
 
-// requirement finds the name of a set of rules in the filter chain. The keys may have been filled in there.
-func requirement(p *model.Proxy, rules []model.JWTRule) (string, bool) {
+// requirement finds a set of rules in the filter chain, by name or else by what it holds, where the keys may have been
+// filled in.
+func requirement(p *model.Proxy, name string, rules []model.JWTRule) (string, bool) {
 	for _, r := range p.HTTP.JWT {
-		if slices.EqualFunc(rules, r.Rules, sameRule) {
+		if r.Name == name && len(r.Rules) > 0 || name == "" && slices.EqualFunc(rules, r.Rules, sameRule) {
 			return r.Name, true
 		}
 	}
@@ -37,7 +35,7 @@ func sameRule(wanted, there model.JWTRule) bool {
 }
 
 // jwt verifies tokens. What is verified is left in metadata for authorization and for choosing a route.
-func jwt(requirements []model.JWTRequirement) *jwtv3.JwtAuthentication {
+func jwt(requirements []model.JWTRequirement) (*jwtv3.JwtAuthentication, error) {
 	out := &jwtv3.JwtAuthentication{
 		Providers:      map[string]*jwtv3.JwtProvider{},
 		RequirementMap: map[string]*jwtv3.JwtRequirement{},
@@ -48,14 +46,18 @@ func jwt(requirements []model.JWTRequirement) *jwtv3.JwtAuthentication {
 		var providers []string
 		for i := range r.Rules {
 			name := fmt.Sprintf("%s/%d", r.Name, i)
-			out.Providers[name] = jwtProvider(&r.Rules[i])
+			provider, err := jwtProvider(&r.Rules[i])
+			if err != nil {
+				return nil, fmt.Errorf("write keys of issuer %q: %w", r.Rules[i].Issuer, err)
+			}
+			out.Providers[name] = provider
 			providers = append(providers, name)
 		}
 		if len(providers) > 0 {
 			out.RequirementMap[r.Name] = oneOf(providers)
 		}
 	}
-	return out
+	return out, nil
 }
 
 // oneOf accepts a request with a good token of one issuer, or without any. With several issuers that look for tokens
@@ -80,10 +82,10 @@ func anyOf(r ...*jwtv3.JwtRequirement) *jwtv3.JwtRequirement {
 	return &jwtv3.JwtRequirement{RequiresType: &jwtv3.JwtRequirement_RequiresAny{RequiresAny: &jwtv3.JwtRequirementOrList{Requirements: r}}}
 }
 
-func jwtProvider(r *model.JWTRule) *jwtv3.JwtProvider {
-	keys := r.JWKS
-	if keys == "" {
-		keys = noKeys
+func jwtProvider(r *model.JWTRule) (*jwtv3.JwtProvider, error) {
+	keys, err := keySet(r.JWKS)
+	if err != nil {
+		return nil, err
 	}
 	claims := slices.Concat(spaceDelimited, r.SpaceDelimited)
 	slices.Sort(claims)
@@ -108,5 +110,5 @@ func jwtProvider(r *model.JWTRule) *jwtv3.JwtProvider {
 	for _, c := range r.ClaimToHeaders {
 		out.ClaimToHeaders = append(out.ClaimToHeaders, &jwtv3.JwtClaimToHeader{HeaderName: c.Header, ClaimName: c.Claim})
 	}
-	return out
+	return out, nil
 }

@@ -57,8 +57,9 @@ func (w hostWriter) actionFilters(out map[string]*anypb.Any, r *model.RouteRule)
 		}
 	}
 	if e := r.Action.ExternalAuth; e != nil {
-		m, err := externalAuth(e, r.ExtAuthz)
-		if err := put(filterRouteAuthz, m, err); err != nil {
+		// The same filters as for policies that ask a server, here about every request.
+		name, err := w.authServer(e, r.ExtAuthz)
+		if err := put(filterCustom(name), askAlways(name), err); err != nil {
 			return err
 		}
 	}

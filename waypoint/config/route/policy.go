@@ -47,6 +47,10 @@ func (b *builder) policy(host, rule *model.HTTPPolicy) (map[string]*anypb.Any, e
 	if rule != nil {
 		all.Authz = slices.Concat(host.Authz, rule.Authz)
 		all.JWT = slices.Concat(host.JWT, rule.JWT)
+		all.Requirement = rule.Requirement
+		if len(host.JWT) > 0 {
+			all.Requirement = "" // that of both has no name of its own
+		}
 		all.Limits = slices.Concat(host.Limits, rule.Limits)
 	}
 	out := &configs{byName: map[string]*anypb.Any{}}
@@ -54,7 +58,7 @@ func (b *builder) policy(host, rule *model.HTTPPolicy) (map[string]*anypb.Any, e
 		putAuthz(out, rbac.Build(all.Authz, b.rbac))
 	}
 	if len(all.JWT) > 0 && (rule == nil || len(rule.JWT) > 0) {
-		name, ok := requirement(b.proxy, all.JWT)
+		name, ok := requirement(b.proxy, all.Requirement, all.JWT)
 		if !ok {
 			return nil, fmt.Errorf("require a token of issuer %q: no set of rules like that is in the filter chain", all.JWT[0].Issuer)
 		}
@@ -122,13 +126,14 @@ func (b *builder) globalLimits(out *configs, limits []*model.RateLimit) error {
 		if l.Global == nil {
 			continue
 		}
-		name := ratelimit.Name(l.Global)
-		if !b.asks(name) {
-			if l.Global.FailOpen {
-				continue
-			}
+		server := ratelimit.Find(b.proxy.HTTP.RateLimit, l.Global)
+		switch {
+		case server == nil && l.Global.FailOpen:
+			continue
+		case server == nil:
 			return fmt.Errorf("ask limit server %q for %s: it is not in the filter chain", l.Global.Backend.Host, l.Key)
 		}
+		name := ratelimit.Name(server)
 		if byServer[name] == nil {
 			order = append(order, name)
 		}
@@ -142,9 +147,4 @@ func (b *builder) globalLimits(out *configs, limits []*model.RateLimit) error {
 		out.put(name, m)
 	}
 	return nil
-}
-
-// asks tells whether the filter chain has a filter of that name.
-func (b *builder) asks(name string) bool {
-	return slices.ContainsFunc(b.proxy.HTTP.RateLimit, func(c model.RateLimitCluster) bool { return ratelimit.Name(&c.GlobalLimit) == name })
 }

@@ -41,15 +41,23 @@ func Metadata(filter string, path []string, value *matcherv3.ValueMatcher) *matc
 	return out
 }
 
-// RoutingClaim compares a claim for choosing a route; the name is the claim's path, joined by dots.
+// claimPath reads the path of a claim: joined by dots, or each element in brackets if one of them has a dot.
+func claimPath(name string) []string {
+	if strings.HasPrefix(name, "[") && strings.HasSuffix(name, "]") {
+		return strings.Split(name[1:len(name)-1], "][")
+	}
+	return strings.Split(name, ".")
+}
+
+// RoutingClaim compares a claim for choosing a route.
 func RoutingClaim(m model.NamedMatch) (*matcherv3.MetadataMatcher, error) {
 	s, err := String(m.StringMatch)
 	if err != nil {
 		return nil, err
 	}
-	out := Claim(strings.Split(m.Name, "."), Value(s))
+	out := Claim(claimPath(m.Name), Value(s))
 	if m.Kind == model.MatchPresent {
-		out = ClaimValue(strings.Split(m.Name, "."), Present())
+		out = ClaimValue(claimPath(m.Name), Present())
 	}
 	out.Invert = m.Not
 	return out, nil

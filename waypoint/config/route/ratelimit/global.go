@@ -19,14 +19,27 @@ import (
 // defaultTimeout bounds the question to the server if the limit says nothing: requests wait for it.
 const defaultTimeout = 100 * time.Millisecond
 
-// Name identifies the filter that asks one server in one way: limits that differ only in what they ask share it.
-func Name(g *model.GlobalLimit) string {
-	open := "closed"
-	if g.FailOpen {
-		open = "open"
+// Name is that of the filter that asks a server.
+func Name(c *model.RateLimitCluster) string {
+	return names.FilterGlobalLimit + "." + c.Cluster + "." + c.Domain
+}
+
+// Find gives the server that a limit asks, or nil. Servers differ by where they are and by domain; how long they are
+// waited for, and what happens without them, is the same for all limits that ask them.
+func Find(servers []model.RateLimitCluster, g *model.GlobalLimit) *model.RateLimitCluster {
+	for i := range servers {
+		s := &servers[i]
+		// Without a port, the server's only one is meant.
+		a, b := s.Backend, g.Backend
+		if a.Port == 0 || b.Port == 0 {
+			a.Port, b.Port = 0, 0
+		}
+		a.Namespace, b.Namespace = "", ""
+		if s.Cluster != "" && a == b && s.Domain == g.Domain {
+			return s
+		}
 	}
-	b := g.Backend
-	return fmt.Sprintf("%s.%s|%d|%s|%s|%s|%s|%s", names.FilterGlobalLimit, b.Host, b.Port, b.Subset, b.Namespace, g.Domain, timeout(g), open)
+	return nil
 }
 
 func timeout(g *model.GlobalLimit) time.Duration {
@@ -108,8 +121,8 @@ func entry(e model.LimitEntry, waypoint bool) (*routev3.RateLimit_Action, error)
 	return nil, fmt.Errorf("write entry %q: it has no source", e.Key)
 }
 
-// stateExpression reads filter state, which expressions see as bytes.
-func stateExpression(key string) string { return fmt.Sprintf("string(filter_state[%q])", key) }
+// stateExpression reads filter state.
+func stateExpression(key string) string { return fmt.Sprintf("filter_state[%q]", key) }
 
 // expression takes a value from an expression in CEL.
 func expression(key, text string) (*routev3.RateLimit_Action, error) {

@@ -60,7 +60,8 @@ func Locals(policies []*model.RateLimit, waypoint bool) (Local, error) {
 	for _, p := range policies {
 		for i, l := range p.Local {
 			to, status := &out.Usual, tooMany
-			if l.Status != 0 && l.Status != tooMany {
+			// Envoy knows some statuses and no others.
+			if _, known := typev3.StatusCode_name[int32(l.Status)]; known && l.Status >= 400 && l.Status != tooMany {
 				to, status = &out.Other, l.Status
 			}
 			if *to == nil {
