@@ -73,8 +73,9 @@ type JWTPolicy struct {
 }
 
 // UnusableJWKS is a key set that no token satisfies: it stands where keys are wanted and none are known, so that
-// tokens are refused and not overlooked.
-const UnusableJWKS = `{"keys":[]}`
+// tokens are refused and not overlooked. Envoy refuses a configuration with an empty set, so it holds one key, which
+// nobody has the private half of: its point on the curve comes out of a hash (package jwks shows how in a test).
+const UnusableJWKS = `{"keys":[{"kty":"EC","kid":"nobody","alg":"ES256","crv":"P-256","x":"TCkL8wQjBqt-FFPFkuk3QCcrwEkmbJ5CcKOxAkMgYQs","y":"8844ILdu4iKCpfVjYoSWok0vs2lMfhQOcbY8oDa6yzA"}]}`
 
 // JWTRule is one issuer.
 type JWTRule struct {
