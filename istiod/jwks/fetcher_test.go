@@ -101,7 +101,7 @@ func bubble(t *testing.T, test func(t *testing.T, f *Fetcher, net *fakeIssuers, 
 const keysURL = "https://issuer.example/keys"
 
 func keySet(kid string) string {
-	return fmt.Sprintf(`{"keys":[{"kty":"RSA","kid":%q,"n":"AQAB","e":"AQAB"}]}`, kid)
+	return fmt.Sprintf(`{"keys":[{"kty":"RSA","kid":%q,"n":%q,"e":"AQAB"}]}`, kid, modulus)
 }
 
 // TestKeysFollowTheIssuer: new keys are found within a refresh, and only a change is told of.
