@@ -25,8 +25,8 @@ const (
 	// takes, and nothing above 8,192 is worth the time that a signature then takes.
 	minRSABits = 1024
 	maxRSABits = 8192
-	// maxRSAExponentBits is what BoringSSL takes, which Envoy verifies with.
-	maxRSAExponentBits = 33
+	// maxRSAExponentBits: Envoy refuses 33; everybody uses 17 or 2.
+	maxRSAExponentBits = 31
 )
 
 // key is what of a JSON Web Key (RFC 7517 section 4, RFC 7518 section 6) takes part in verifying a signature. Everything
@@ -56,21 +56,24 @@ func (k *key) usable() bool {
 	case "RSA":
 		n, okN := number(&k.N)
 		e, okE := number(&k.E)
-		return okN && okE && (k.Alg == "" || strings.HasPrefix(k.Alg, "RS") && !strings.HasPrefix(k.Alg, "RSA") || strings.HasPrefix(k.Alg, "PS")) &&
+		return okN && okE && k.algorithm("RS256", "RS384", "RS512", "PS256", "PS384", "PS512") &&
 			n.BitLen() >= minRSABits && n.BitLen() <= maxRSABits && n.Bit(0) == 1 &&
 			e.BitLen() >= 2 && e.BitLen() <= maxRSAExponentBits && e.Bit(0) == 1
 	case "EC":
 		curve, alg := curveOf(k.Crv)
-		return curve != nil && (k.Alg == "" || k.Alg == alg) && k.onCurve(curve)
+		return curve != nil && k.algorithm(alg) && k.onCurve(curve)
 	case "OKP":
 		x, ok := octets(&k.X)
-		return ok && k.Crv == "Ed25519" && (k.Alg == "" || k.Alg == "EdDSA") && len(x) == ed25519.PublicKeySize
+		return ok && k.Crv == "Ed25519" && k.algorithm("EdDSA") && len(x) == ed25519.PublicKeySize
 	case "oct":
 		b, ok := octets(&k.K)
-		return ok && len(b) > 0 && (k.Alg == "" || strings.HasPrefix(k.Alg, "HS"))
+		return ok && len(b) > 0 && k.algorithm("HS256", "HS384", "HS512")
 	}
 	return false
 }
+
+// algorithm tells whether the key is for one of these, or says nothing.
+func (k *key) algorithm(allowed ...string) bool { return k.Alg == "" || slices.Contains(allowed, k.Alg) }
 
 func curveOf(name string) (c ecdh.Curve, alg string) {
 	switch name {

@@ -71,6 +71,8 @@ func TestUnusableKeys(t *testing.T) {
 		"exponent one":            {`"AQAB"`, `"AQ"`},
 		"even exponent":           {`"AQAB"`, `"AQAC"`},
 		"exponent of 40 bits":     {`"AQAB"`, `"gAAAAAE"`},
+		"exponent of 33 bits":     {`"AQAB"`, `"AQAAAAE"`},
+		"unknown algorithm":       {`"kid"`, `"alg":"RS999","kid"`},
 		"unknown type":            {`"RSA"`, `"DSA"`},
 		"curve, but a modulus":    {`"RSA"`, `"EC"`},
 		"octets, but a modulus":   {`"RSA"`, `"oct"`},
