@@ -1,5 +1,6 @@
 // Package charts embeds the mesh's Helm charts: base, istiod, cni, ztunnel, and
-// ambient, the umbrella over the four. The command-line tool installs from here,
+// ambient, the umbrella over the four; and gateway, which a user installs once for
+// each gateway that is not made from a Gateway of the Gateway API. The command-line tool installs from here,
 // so that the tool and the charts are always of one version; the golden tests
 // render from here, so that what is tested is what is installed.
 //
@@ -22,11 +23,14 @@ import (
 
 // The prefix all: is needed for the templates whose names start with an underscore.
 //
-//go:embed all:base all:istiod all:cni all:ztunnel all:ambient
+//go:embed all:base all:istiod all:cni all:ztunnel all:gateway all:ambient
 var files embed.FS
 
 // Umbrella is the name of the chart that depends on all others.
 const Umbrella = "ambient"
+
+// Gateway is the name of the chart that deploys one gateway. It is no part of the mesh itself.
+const Gateway = "gateway"
 
 // Parts returns the names of the charts a mesh is made of, in the order of installing. ztunnel comes before
 // cni, so that no pod is captured on a node that has no proxy yet; removing goes the other way round.

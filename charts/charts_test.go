@@ -40,6 +40,25 @@ var renderCases = []struct {
 		"env.GODEBUG=fips140=on", "nodeSelector.pool=infra", "extraContainerArgs={--config-dir=/config}",
 	}},
 	{name: "istiod-two-replicas", chart: "istiod", set: []string{"replicaCount=2"}},
+	{name: "istiod-waypoints", chart: "istiod", set: []string{
+		"global.waypoint.image=registry.example.org/w:1", "global.waypoint.resources.requests.cpu=500m", "global.waypoint.resources.limits=null",
+		"global.waypoint.nodeSelector.pool=mesh", "gatewayClasses.istio-waypoint.deployment.spec.replicas=2",
+		"gatewayClasses.istio.service.spec.type=NodePort", "global.imagePullPolicy=Always", "global.imagePullSecrets={a,b}",
+		"meshConfig.rootNamespace=policy",
+	}},
+	{name: "gateway-default", chart: "gateway"},
+	{name: "gateway-large", chart: "gateway", set: []string{
+		"name=istio-ingressgateway", "autoscaling.enabled=true", "autoscaling.minReplicas=2", "autoscaling.targetMemoryUtilizationPercentage=70",
+		"service.externalTrafficPolicy=Local", "service.annotations.lb=internal", "service.loadBalancerIP=192.0.2.1",
+		"service.allocateLoadBalancerNodePorts=false", "service.loadBalancerSourceRanges={192.0.2.0/24}", "annotations.team=edge",
+		"labels.team=edge", "imagePullSecrets[0].name=own", "global.imagePullSecrets={regcred}", "env.PROXY_LOG_LEVEL=debug", "env.NETWORK=n2",
+		"xdsAddress=mesh.example.org:15012", "global.logAsJson=true", "resources.limits=null", "priorityClassName=high",
+		"podDisruptionBudget.maxUnavailable=1", "image=registry.example.org/w:1",
+	}},
+	{name: "gateway-egress", chart: "gateway", set: []string{
+		"name=istio-egressgateway", "service.type=ClusterIP", "replicaCount=2", "labels.istio=egress", "serviceAccount.create=false",
+	}},
+	{name: "gateway-daemonset", chart: "gateway", set: []string{"kind=DaemonSet", "service.type=None"}},
 	{name: "cni-default", chart: "cni"},
 	{name: "cni-unprivileged", chart: "cni", set: []string{
 		"privileged=false", "ambient.redirectMode=nft", "cniConfFileName=10-calico.conflist", "cniBinDir=/home/kubernetes/bin",
@@ -78,7 +97,7 @@ func TestRender(t *testing.T) {
 // TestEveryObjectIsLabelled: tools find what belongs to the mesh, and to which part, by the recommended labels.
 func TestEveryObjectIsLabelled(t *testing.T) {
 	want := []string{"name", "instance", "version", "component", "part-of", "managed-by"}
-	for _, part := range Parts() {
+	for _, part := range append(Parts(), Gateway) {
 		for _, doc := range documents(render(t, part, "istio-system")) {
 			var object struct {
 				Kind     string
@@ -168,6 +187,13 @@ func TestBadValues(t *testing.T) {
 		{"ztunnel", "terminationGracePeriodSeconds=1", "/terminationGracePeriodSeconds"},
 		{"ztunnel", "xdsAddress=http://istiod:15010", "/xdsAddress"},
 		{"ztunnel", "updateStrategy.rollingUpdate.maxSurges=1", "maxSurges"},
+		{"istiod", "gatewayClasses.istio.Deployment.spec=x", "Deployment"},
+		{"istiod", "global.waypoint.images=x", "images"},
+		{"gateway", "service.type=ExternalName", "/service/type"},
+		{"gateway", "service.ports[0].port=http", "/service/ports/0"},
+		{"gateway", "replicas=2", "replicas"},
+		{"gateway", "kind=StatefulSet", "/kind"},
+		{"gateway", "name=a.b", "/name"},
 		{"base", "base.excludedCRDs={Telemetry}", "/base/excludedCRDs/0"},
 		{"base", "global.hubs=x", "hubs"},
 	} {
@@ -187,7 +213,7 @@ func TestOneVersionOneGlobal(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, part := range Parts() {
+	for _, part := range append(Parts(), Gateway) {
 		c, err := Load(part)
 		if err != nil {
 			t.Fatal(err)

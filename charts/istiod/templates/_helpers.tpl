@@ -18,6 +18,16 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end -}}
 {{- end }}
 
+{{/* The image of waypoints and gateways, which istiod deploys. */}}
+{{- define "istiod.waypointImage" -}}
+{{- $w := .Values.global.waypoint }}
+{{- if contains "/" $w.image -}}
+{{ $w.image }}
+{{- else -}}
+{{ .Values.global.hub }}/{{ $w.image }}:{{ .Values.global.tag | default .Chart.AppVersion }}
+{{- end -}}
+{{- end }}
+
 {{/* The environment: the chart's variables, where env does not name them, then those of env. */}}
 {{- define "istiod.env" -}}
 {{- $all := list }}
@@ -51,6 +61,12 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
   value: {{ .Values.workloadCertTTL | quote }}
 - name: MAX_WORKLOAD_CERT_TTL
   value: {{ .Values.maxWorkloadCertTTL | quote }}
+- name: WAYPOINT_IMAGE
+  value: {{ include "istiod.waypointImage" . | quote }}
+- name: WAYPOINT_IMAGE_PULL_POLICY
+  value: {{ .Values.global.imagePullPolicy | quote }}
+- name: WAYPOINT_IMAGE_PULL_SECRETS
+  value: {{ join "," .Values.global.imagePullSecrets | quote }}
 - name: LOG_LEVEL
   value: {{ .Values.global.logging.level | quote }}
 - name: LOG_FORMAT
