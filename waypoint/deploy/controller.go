@@ -61,7 +61,7 @@ func (c *controller) watch(ctx context.Context) (bool, error) {
 	ours := kube.Informers(client, informers.WithTweakListOptions(func(o *metav1.ListOptions) {
 		o.LabelSelector = fmt.Sprintf("%s in (%s,%s)", LabelManaged, ManagedGateway, ManagedWaypoint)
 	}))
-	defaults := kube.Informers(client, informers.WithNamespace(c.d.cfg.RootNamespace), informers.WithTweakListOptions(func(o *metav1.ListOptions) {
+	defaults := kube.Informers(client, informers.WithNamespace(c.d.cfg.Namespace), informers.WithTweakListOptions(func(o *metav1.ListOptions) {
 		o.LabelSelector = LabelClassDefaults
 	}))
 	var synced []cache.InformerSynced

@@ -32,8 +32,8 @@ var ErrForeign = errors.New("exists and was not made for this gateway")
 // Config is what a Deployer needs.
 type Config struct {
 	Client kubernetes.Interface
-	// RootNamespace holds the ConfigMaps with defaults of classes.
-	RootNamespace string
+	// Namespace is istiod's own. It holds the ConfigMaps with defaults of classes.
+	Namespace string
 	// Options of all gateways; overlays are added for each.
 	Options Options
 	// Report is told what became of a gateway, each time that it differs. It is called from several goroutines.

@@ -40,7 +40,7 @@ func newWorld(t *testing.T, objects ...runtime.Object) *world {
 	t.Helper()
 	w := &world{t: t, client: fake.NewClientset(objects...)}
 	w.d = NewDeployer(Config{
-		Client: w.client, RootNamespace: "istio-system", Options: options(), Log: slog.New(slog.DiscardHandler),
+		Client: w.client, Namespace: "istio-system", Options: options(), Log: slog.New(slog.DiscardHandler),
 		Report: func(r Report) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
@@ -329,7 +329,7 @@ func TestParameters(t *testing.T) {
 	}
 }
 
-// TestDefaultsOfClass: a labelled ConfigMap of the root namespace changes all gateways of its class, and a gateway's
+// TestDefaultsOfClass: a labelled ConfigMap of istiod's namespace changes all gateways of its class, and a gateway's
 // own parameters go before it.
 func TestDefaultsOfClass(t *testing.T) {
 	w := newWorld(t,

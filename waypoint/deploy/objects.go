@@ -28,7 +28,7 @@ const (
 	// ManagedGateway and ManagedWaypoint are the values of LabelManaged: the controllers' names, as a label can hold them.
 	ManagedGateway  = "istio.io-gateway-controller"
 	ManagedWaypoint = "istio.io-mesh-controller"
-	// LabelClassDefaults on a ConfigMap in the root namespace makes it an overlay for every gateway of a class.
+	// LabelClassDefaults on a ConfigMap in istiod's namespace makes it an overlay for every gateway of a class.
 	LabelClassDefaults = "gateway.istio.io/defaults-for-class"
 )
 

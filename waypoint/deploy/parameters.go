@@ -148,7 +148,7 @@ func (p *parameters) read(ctx context.Context, refs []model.Key) ([]Overlay, err
 	return out, nil
 }
 
-// classDefaults are the overlays of a class in the root namespace, ordered by name.
+// classDefaults are the overlays of a class in istiod's namespace, ordered by name.
 func classDefaults(store []any, class string) []Overlay {
 	var out []Overlay
 	for _, o := range store {
