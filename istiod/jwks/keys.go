@@ -25,8 +25,8 @@ const (
 	// takes, and nothing above 8,192 is worth the time that a signature then takes.
 	minRSABits = 1024
 	maxRSABits = 8192
-	// maxRSAExponentBits: Envoy refuses 33; everybody uses 17 or 2.
-	maxRSAExponentBits = 31
+	// Exponents of RSA that Envoy takes; nobody uses others.
+	exponentThree, exponentF4 = 3, 65537
 )
 
 // key is what of a JSON Web Key (RFC 7517 section 4, RFC 7518 section 6) takes part in verifying a signature. Everything
@@ -58,7 +58,7 @@ func (k *key) usable() bool {
 		e, okE := number(&k.E)
 		return okN && okE && k.algorithm("RS256", "RS384", "RS512", "PS256", "PS384", "PS512") &&
 			n.BitLen() >= minRSABits && n.BitLen() <= maxRSABits && n.Bit(0) == 1 &&
-			e.BitLen() >= 2 && e.BitLen() <= maxRSAExponentBits && e.Bit(0) == 1
+			e.IsUint64() && (e.Uint64() == exponentThree || e.Uint64() == exponentF4)
 	case "EC":
 		curve, alg := curveOf(k.Crv)
 		return curve != nil && k.algorithm(alg) && k.onCurve(curve)
@@ -73,7 +73,9 @@ func (k *key) usable() bool {
 }
 
 // algorithm tells whether the key is for one of these, or says nothing.
-func (k *key) algorithm(allowed ...string) bool { return k.Alg == "" || slices.Contains(allowed, k.Alg) }
+func (k *key) algorithm(allowed ...string) bool {
+	return k.Alg == "" || slices.Contains(allowed, k.Alg)
+}
 
 func curveOf(name string) (c ecdh.Curve, alg string) {
 	switch name {

@@ -72,6 +72,7 @@ func TestUnusableKeys(t *testing.T) {
 		"even exponent":           {`"AQAB"`, `"AQAC"`},
 		"exponent of 40 bits":     {`"AQAB"`, `"gAAAAAE"`},
 		"exponent of 33 bits":     {`"AQAB"`, `"AQAAAAE"`},
+		"exponent seventeen":      {`"AQAB"`, `"EQ"`},
 		"unknown algorithm":       {`"kid"`, `"alg":"RS999","kid"`},
 		"unknown type":            {`"RSA"`, `"DSA"`},
 		"curve, but a modulus":    {`"RSA"`, `"EC"`},
