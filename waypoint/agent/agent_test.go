@@ -18,14 +18,19 @@ import (
 	"testing"
 	"time"
 
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	statsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/stats/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -212,6 +217,7 @@ func (p *proxy) configure(t *testing.T, route string) {
 	}
 	hcm := &hcmv3.HttpConnectionManager{
 		StatPrefix:  "test",
+		AccessLog:   []*accesslogv3.AccessLog{{Name: "stats", ConfigType: &accesslogv3.AccessLog_TypedConfig{TypedConfig: packed(t, counted())}}},
 		HttpFilters: []*hcmv3.HttpFilter{{Name: "router", ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: packed(t, &routerv3.Router{})}}},
 		RouteSpecifier: &hcmv3.HttpConnectionManager_RouteConfig{RouteConfig: &routev3.RouteConfiguration{VirtualHosts: []*routev3.VirtualHost{{
 			Name: "all", Domains: []string{"*"}, Routes: []*routev3.Route{
@@ -228,6 +234,26 @@ func (p *proxy) configure(t *testing.T, route string) {
 			Filters:         []*listenerv3.Filter{{Name: "hcm", ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: packed(t, hcm)}}},
 		}},
 	})
+}
+
+// counted are the statistics of requests, with the tags that waypoint/config gives, constant here.
+func counted() *statsv3.Config {
+	tags := []*statsv3.Config_Tag{
+		{Name: names.TagReporter, ValueFormat: names.ReporterWaypoint}, {Name: names.TagCode, ValueFormat: "%RESPONSE_CODE%"},
+		{Name: names.TagSource, ValueFormat: "k8s.cluster.name=Kubernetes,k8s.namespace.name=shop,k8s.deployment.name=client,service.name=client,service.version=v1"},
+		{Name: names.TagSourcePrincipal, ValueFormat: "%DOWNSTREAM_PEER_URI_SAN%"},
+		{Name: names.TagDestination, ValueFormat: names.Peer{Workload: "web", Namespace: "shop", CanonicalName: "web", CanonicalRevision: "v2"}.Pack()},
+		{Name: names.TagHost, ValueFormat: "web.shop.svc.cluster.local"}, {Name: names.TagService, ValueFormat: "web"}, {Name: names.TagServiceNamespace, ValueFormat: "shop"},
+		{Name: names.TagFlags, ValueFormat: "%RESPONSE_FLAGS%"}, {Name: names.TagGRPC, ValueFormat: "%GRPC_STATUS_NUMBER%"},
+		{Name: "path", ValueFormat: "%REQ(:PATH)%"},
+	}
+	return &statsv3.Config{
+		StatsScope: &typev3.Scope{Prefix: names.StatsScope},
+		Counters:   []*statsv3.Config_Counter{{Stat: &statsv3.Config_Stat{Name: names.StatRequests, Tags: tags}, ValueFixed: wrapperspb.UInt64(1)}},
+		Histograms: []*statsv3.Config_Histogram{{
+			Stat: &statsv3.Config_Stat{Name: names.StatDuration, Tags: tags}, Unit: statsv3.Config_Histogram_Milliseconds, ValueFormat: "%DURATION%",
+		}},
+	}
 }
 
 func packed(t *testing.T, m proto.Message) *anypb.Any {
@@ -362,7 +388,7 @@ func TestLife(t *testing.T) {
 	p.checkSecrets(t)
 	t.Run("rotation", func(t *testing.T) { p.rotate(t) })
 	t.Run("istiod restarts", func(t *testing.T) { p.restartIstiod(t, c) })
-	t.Run("metrics", func(t *testing.T) { p.checkMetrics(t) })
+	t.Run("metrics", func(t *testing.T) { p.checkMetrics(t, c) })
 	p.istiod.read(func() {
 		if len(p.istiod.refusals) > 0 {
 			t.Errorf("Envoy refused %q", p.istiod.refusals)
@@ -473,21 +499,49 @@ func (p *proxy) restartIstiod(t *testing.T, c *client) {
 	})
 }
 
-func (p *proxy) checkMetrics(t *testing.T) {
+func (p *proxy) checkMetrics(t *testing.T, c *client) {
+	if _, err := c.get(p.url("/q")); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "Envoy shows its histograms", func() bool { // it gathers them every five seconds
+		_, text := plain("http://" + p.cfg.MetricsAddr + "/metrics")
+		return strings.Contains(text, "istio_request_duration_milliseconds_count{"+istioLabels)
+	})
 	code, text := plain("http://" + p.cfg.MetricsAddr + "/stats/prometheus")
 	if code != http.StatusOK {
 		t.Fatalf("status %d: %s", code, text)
 	}
 	for _, want := range []string{
-		`ambit_certificate_requests_total{result="ok"} `, telemetry.MetricXDSConnected + " 1\n", "envoy_server_live{} 1",
-		"envoy_cluster_manager_cds_update_success", fmt.Sprintf(`envoy_listener_downstream_cx_active{listener_address="127.0.0.1_%d"}`, p.port),
-		`ambit_xds_relayed_bytes_total{direction="from_istiod"} `,
+		`ambit_certificate_requests_total{result="ok"} `, telemetry.MetricXDSConnected + " 1\n", "envoy_server_live{} 1\n",
+		"envoy_cluster_manager_cds_update_success{} ", fmt.Sprintf(`envoy_listener_downstream_cx_active{listener_address="127.0.0.1_%d"} `, p.port),
+		`ambit_xds_relayed_bytes_total{direction="from_istiod"} `, `envoy_sds_update_success{secret="ROOTCA"} `,
+		`istio_requests_total{` + istioLabels + `} 1` + "\n",
+		`istio_request_duration_milliseconds_bucket{` + istioLabels + `,le="+Inf"} 1` + "\n",
 	} {
-		if !strings.Contains(text, want) {
-			t.Errorf("no %s in\n%s", want, text)
+		if strings.Contains(text, want) {
+			continue
+		}
+		t.Errorf("no line %s", want)
+		name, _, _ := strings.Cut(want, "{")
+		for line := range strings.Lines(text) {
+			if strings.HasPrefix(line, name) && !strings.Contains(line, "le=") {
+				t.Log(line)
+			}
 		}
 	}
+	parser := expfmt.NewTextParser(model.UTF8Validation)
+	if _, err := parser.TextToMetricFamilies(strings.NewReader(text)); err != nil {
+		t.Errorf("Prometheus would refuse the page: %v", err)
+	}
 }
+
+// istioLabels are those of one request for /q.
+const istioLabels = `connection_security_policy="mutual_tls",destination_app="unknown",destination_canonical_revision="v2",` +
+	`destination_canonical_service="web",destination_cluster="unknown",destination_service="web.shop.svc.cluster.local",` +
+	`destination_service_name="web",destination_service_namespace="shop",destination_version="unknown",destination_workload="web",` +
+	`destination_workload_namespace="shop",path="/q",reporter="waypoint",request_protocol="http",response_code="200",response_flags="-",` +
+	`source_app="client",source_canonical_revision="v1",source_canonical_service="client",source_cluster="Kubernetes",` +
+	`source_principal="` + clientID + `",source_version="v1",source_workload="client",source_workload_namespace="shop"`
 
 // drain: a signal makes the pod unready at once; new connections are taken for a while; a request in flight ends well;
 // then all ends.

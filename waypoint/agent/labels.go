@@ -74,7 +74,7 @@ func (a *app) self() stats.Self {
 	}
 	workload := a.cfg.workload(l[labelTemplate])
 	p := telemetry.Peer{
-		Workload: workload, Namespace: a.cfg.PodNamespace, Principal: a.cfg.identity().String(), Cluster: a.cfg.ClusterID,
+		Workload: workload, Namespace: a.cfg.PodNamespace, Cluster: a.cfg.ClusterID,
 		CanonicalService: first(ports.LabelCanonicalName, labelName, labelApp), CanonicalRevision: first(ports.LabelCanonicalRevision, labelVersion),
 		App: first(labelApp), Version: first(labelVersion),
 	}

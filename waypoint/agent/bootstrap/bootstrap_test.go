@@ -111,6 +111,7 @@ func TestTags(t *testing.T) {
 		"http.main_http.downstream_rq_5xx":                                                {"http_conn_manager_prefix", "main_http", "response_code_class", "5xx"},
 		"http.main_http.rbac.denied":                                                      {"http_conn_manager_prefix", "main_http", "rbac_result", "denied"},
 		"server.main_thread.watchdog_miss":                                                {"thread_name", "main_thread"},
+		"sds.kubernetes://shop/web.example.com.update_success":                            {"secret", "kubernetes://shop/web.example.com"},
 		"tcp.connect_originate.downstream_cx_total":                                       {"tcp_prefix", "connect_originate"},
 		"cluster_manager.cds.update_success":                                              nil,
 	} {

@@ -96,6 +96,7 @@ func tags() []struct{ name, expression string } {
 		{"http_conn_manager_prefix", `^http\.((.+?)\.)`},
 		{"tcp_prefix", `^tcp\.((.+?)\.)\w+?$`},
 		{"local_ratelimit_prefix", `^((.+?)\.)http_local_rate_limit\.`},
+		{"secret", `^sds\.((.+?)\.)(?:update_|init_|version|key_rotation_|ssl_context_)`},
 		{"thread_name", `^server\.((.+?)\.)watchdog_`},
 		{"response_code", `_rq(_(\d{3}))$`},
 		{"response_code_class", `_rq(_(\dxx))$`},

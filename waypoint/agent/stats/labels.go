@@ -11,12 +11,10 @@ import (
 	"github.com/ambit-mesh/ambit/waypoint/config/names"
 )
 
-// Labels and values that layer 4 has not.
+// Values of request_protocol at layer 7.
 const (
-	labelResponseCode = "response_code"
-	labelGRPCStatus   = "grpc_response_status"
-	protocolHTTP      = "http"
-	protocolGRPC      = "grpc"
+	protocolHTTP = "http"
+	protocolGRPC = "grpc"
 )
 
 // hostMarker stands between "name.namespace" and the cluster's domain in the host name of a Kubernetes service.
@@ -33,15 +31,11 @@ func (s Self) labels(tags []*dto.LabelPair, tcp bool) []label {
 			out[t.GetName()] = t.GetValue() // asked for by a Telemetry resource
 		}
 	}
-	reporter := in[names.TagReporter]
-	out[telemetry.LabelReporter] = reporter
-	source := s.Peer
-	security := telemetry.SecurityUnknown
-	if reporter != names.ReporterSource {
+	source, security := s.Peer, telemetry.SecurityUnknown
+	if in[names.TagReporter] != names.ReporterSource {
 		source = parseBaggage(in[names.TagSource])
-		source.Principal = in[names.TagSourcePrincipal]
 		// What a waypoint is sent comes through a tunnel, and a tunnel's other end has proved who it is.
-		if source.Principal != "" {
+		if in[names.TagSourcePrincipal] != "" {
 			security = telemetry.SecurityMutualTLS
 		}
 	}
@@ -50,6 +44,12 @@ func (s Self) labels(tags []*dto.LabelPair, tcp bool) []label {
 	setService(out, in)
 	setRequest(out, in, tcp)
 	set(out, telemetry.LabelSecurityPolicy, security)
+	// A label that is a tag of its own is left out of the statistic when a Telemetry resource removes it.
+	for _, name := range []string{names.TagReporter, names.TagSourcePrincipal, names.TagDestinationPrincipal} {
+		if v, there := in[name]; there {
+			set(out, name, v)
+		}
+	}
 	for name := range strings.SplitSeq(in[names.TagRemoved], ",") {
 		delete(out, name)
 	}
@@ -96,7 +96,6 @@ func setSource(out map[string]string, p telemetry.Peer) {
 	set(out, telemetry.LabelSourceCanonicalService, p.CanonicalService)
 	set(out, telemetry.LabelSourceCanonicalRevision, p.CanonicalRevision)
 	set(out, telemetry.LabelSourceNamespace, p.Namespace)
-	set(out, telemetry.LabelSourcePrincipal, p.Principal)
 	set(out, telemetry.LabelSourceApp, p.App)
 	set(out, telemetry.LabelSourceVersion, p.Version)
 	set(out, telemetry.LabelSourceCluster, p.Cluster)
@@ -111,7 +110,6 @@ func setDestination(out, in map[string]string) {
 	set(out, telemetry.LabelDestinationApp, p.App)
 	set(out, telemetry.LabelDestinationVersion, p.Version)
 	set(out, telemetry.LabelDestinationCluster, p.Cluster)
-	set(out, telemetry.LabelDestinationPrincipal, in[names.TagDestinationPrincipal])
 }
 
 // setService names the service that was chosen, else the one that was asked for.
@@ -126,17 +124,20 @@ func setService(out, in map[string]string) {
 			name, namespace = parts[0], parts[1]
 		}
 	}
-	set(out, telemetry.LabelDestinationService, host)
-	set(out, telemetry.LabelDestinationServiceName, name)
-	set(out, telemetry.LabelDestinationServiceNamespace, namespace)
+	for _, l := range []label{{names.TagHost, host}, {names.TagService, name}, {names.TagServiceNamespace, namespace}} {
+		if _, there := in[l.name]; there {
+			set(out, l.name, l.value)
+		}
+	}
 }
 
 func setRequest(out, in map[string]string, tcp bool) {
-	flags := in[names.TagFlags]
-	if flags == "" {
-		flags = telemetry.FlagNone
+	if flags, there := in[names.TagFlags]; there {
+		if flags == "" {
+			flags = telemetry.FlagNone
+		}
+		set(out, telemetry.LabelResponseFlags, flags)
 	}
-	set(out, telemetry.LabelResponseFlags, flags)
 	if tcp {
 		set(out, telemetry.LabelRequestProtocol, telemetry.ProtocolTCP)
 		return
@@ -144,14 +145,15 @@ func setRequest(out, in map[string]string, tcp bool) {
 	protocol := protocolHTTP
 	if status := in[names.TagGRPC]; status != "" {
 		protocol = protocolGRPC
-		set(out, labelGRPCStatus, status)
+		set(out, names.TagGRPC, status)
 	}
 	set(out, telemetry.LabelRequestProtocol, protocol)
-	code := in[names.TagCode]
-	if code == "" {
-		code = "0" // as Envoy writes it where no response was sent
+	if code, there := in[names.TagCode]; there {
+		if code == "" {
+			code = "0" // as Envoy writes it where no response was sent
+		}
+		set(out, names.TagCode, code)
 	}
-	set(out, labelResponseCode, code)
 }
 
 // parseBaggage reads what a source's node proxy says of the source: W3C baggage with OpenTelemetry's resource names. It
