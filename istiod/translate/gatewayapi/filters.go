@@ -172,6 +172,9 @@ func (t *ruleTranslation) pathModifier(in *gwv1.HTTPPathModifier, field string) 
 			full = "/"
 		}
 		t.refuse(text(field+".replaceFullPath", full))
+		if full[0] != '/' {
+			t.refuse(unsupported(field+".replaceFullPath", "%q does not begin with a slash", full))
+		}
 		return &model.PathRewrite{Full: &full}
 	case in.Type == gwv1.PrefixMatchHTTPPathModifier && in.ReplacePrefixMatch != nil:
 		// A trailing slash is ignored, and nothing is left of "/": the match's prefix is cut off.
