@@ -47,7 +47,8 @@ type ListenerTLS struct {
 	SANs                      []string
 }
 
-// SecretRef names a Secret or ConfigMap, and what a ReferenceGrant must allow.
+// SecretRef names a Secret or ConfigMap, and what a ReferenceGrant must allow. A namespace that is empty is the proxy's: an Istio
+// Gateway names Secrets beside the pods that it chooses, not beside itself.
 type SecretRef struct {
 	ObjectRef
 	Grant   *Reference
