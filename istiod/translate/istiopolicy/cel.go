@@ -3,6 +3,8 @@ package istiopolicy
 import (
 	"errors"
 	"fmt"
+	"regexp"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 )
@@ -14,12 +16,17 @@ const (
 	maxCELDepth = 100
 )
 
-// CheckCEL tells whether an expression follows the grammar of the Common Expression Language (cel-spec, langdef.md,
-// "Syntax"). Types, names and functions are not checked. Envoy parses expressions when it takes a configuration over and
-// refuses the whole of it for one mistake; the mistake belongs into the status of the object that holds it.
+// CheckCEL tells whether Envoy takes an expression of the Common Expression Language: whether it follows the grammar
+// (cel-spec, langdef.md, "Syntax"), calls only functions that Envoy 1.40 has, with as many arguments as they take, and
+// neither loops (all, exists, map …) nor makes messages, which Envoy does not. Types and names of attributes are not
+// checked, as Envoy does not either. Envoy reads expressions when it takes a configuration over and refuses the whole of
+// it for one mistake; the mistake belongs into the status of the object that holds it.
 func CheckCEL(expr string) error {
 	if len(expr) > maxCELBytes {
 		return fmt.Errorf("parse expression %q: longer than %d bytes", cut(expr), maxCELBytes)
+	}
+	if !utf8.ValidString(expr) {
+		return fmt.Errorf("parse expression %q: not UTF-8", cut(expr))
 	}
 	c := &celParser{in: expr}
 	err := c.next()
@@ -143,47 +150,68 @@ func (c *celParser) binary(level int) error {
 }
 
 func (c *celParser) unary() error {
-	for c.kind == celOperator && (c.token == "!" || c.token == "-") {
-		if err := c.next(); err != nil {
-			return err
+	if op := c.token; op == "!" || op == "-" { // a row of either, and no mixture
+		for c.kind == celOperator && c.token == op {
+			if err := c.next(); err != nil {
+				return err
+			}
 		}
 	}
-	if err := c.primary(); err != nil {
-		return err
-	}
-	return c.members()
+	_, err := c.chain()
+	return err
 }
 
-// members are .name, .name(arguments), [index] and {fields} after a primary.
-func (c *celParser) members() error {
+// chain is a primary with the members behind it. It reports whether it ended with the choice of a field.
+func (c *celParser) chain() (chosen bool, err error) {
+	receiver := ""
+	if c.kind == celName {
+		receiver = c.token
+	}
+	start := c.start
+	if err := c.primary(); err != nil {
+		return false, err
+	}
+	if strings.TrimSpace(c.in[start:c.start]) != receiver {
+		receiver = "" // it was a call
+	}
 	for c.kind == celOperator {
 		switch c.token {
 		case ".":
-			if err := c.next(); err != nil {
-				return err
-			}
-			if c.kind != celName {
-				return c.unexpected()
-			}
-			if err := c.next(); err != nil {
-				return err
-			}
-			if err := c.call(); err != nil {
-				return err
-			}
+			chosen, err = c.member(receiver)
 		case "[":
-			if err := c.enclosed("[", c.expression, "]"); err != nil {
-				return err
-			}
+			chosen, err = false, c.enclosed("[", c.expression, "]")
 		case "{":
-			if err := c.enclosed("{", func() error { return c.list("}", c.field) }, "}"); err != nil {
-				return err
-			}
+			err = fmt.Errorf("makes a message at byte %d, which a proxy does not", c.start)
 		default:
-			return nil
+			return chosen, nil
 		}
+		if err != nil {
+			return false, err
+		}
+		receiver = ""
 	}
-	return nil
+	return chosen, nil
+}
+
+// member is .name or .name(arguments); receiver is the name before it, if there is nothing else.
+func (c *celParser) member(receiver string) (chosen bool, err error) {
+	if err := c.next(); err != nil {
+		return false, err
+	}
+	name := c.token
+	if c.kind != celName || celLiteral(name) {
+		return false, c.unexpected()
+	}
+	if err := c.next(); err != nil {
+		return false, err
+	}
+	if c.kind != celOperator || c.token != "(" {
+		return true, nil
+	}
+	if receiver == "re" {
+		return false, c.call("re."+name, false)
+	}
+	return false, c.call(name, true)
 }
 
 func (c *celParser) enclosed(open string, inner func() error, end string) error {
@@ -196,27 +224,88 @@ func (c *celParser) enclosed(open string, inner func() error, end string) error 
 	return c.expect(end)
 }
 
-// call is (arguments), if there are any.
-func (c *celParser) call() error {
-	if c.kind != celOperator || c.token != "(" {
-		return nil
-	}
+// call is (arguments) of a function or, behind a receiver, of a method.
+func (c *celParser) call(name string, method bool) error {
+	at := c.start
 	if err := c.next(); err != nil {
 		return err
 	}
-	if ok, err := c.accept(")"); ok || err != nil {
-		return err
+	if name == "has" && !method {
+		chosen, err := c.chain()
+		if err == nil && !chosen {
+			err = fmt.Errorf("has, at byte %d, wants a field", at)
+		}
+		if err != nil {
+			return err
+		}
+		return c.expect(")")
 	}
-	for {
+	var args []string
+	for c.kind != celOperator || c.token != ")" || len(args) > 0 {
+		start := c.start
 		if err := c.expression(); err != nil {
 			return err
 		}
-		if ok, err := c.accept(","); err != nil {
+		args = append(args, strings.TrimSpace(c.in[start:c.start]))
+		if more, err := c.accept(","); err != nil {
 			return err
-		} else if !ok {
-			return c.expect(")")
+		} else if !more {
+			break
 		}
 	}
+	if method {
+		args = append([]string{""}, args...)
+	}
+	if err := celFunction(name, method, args); err != nil {
+		return fmt.Errorf("%w at byte %d", err, at)
+	}
+	return c.expect(")")
+}
+
+// celFunction checks a call. args begin with the receiver of a method.
+func celFunction(name string, method bool, args []string) error {
+	least, most, methods, functions := 0, 0, false, false
+	switch name {
+	case "size", "bool", "bytes", "double", "duration", "dyn", "int", "timestamp", "type", "uint":
+		least, most, methods, functions = 1, 1, name == "size", true
+	case "contains", "matches":
+		least, most, methods, functions = 2, 2, true, true
+	case "startsWith", "endsWith":
+		least, most, methods = 2, 2, true
+	case "getFullYear", "getMonth", "getDayOfYear", "getDayOfMonth", "getDate", "getDayOfWeek", "getHours", "getMinutes",
+		"getSeconds", "getMilliseconds":
+		least, most, methods = 1, 2, true
+	case "re.capture", "re.captureN":
+		least, most, functions = 2, 2, true
+	case "re.extract":
+		least, most, functions = 3, 3, true
+	}
+	if len(args) < least || len(args) > most || most == 0 || method && !methods || !method && !functions {
+		return fmt.Errorf("a proxy has no function %q of this form", name)
+	}
+	if name != "matches" && !strings.HasPrefix(name, "re.") {
+		return nil
+	}
+	// What is no literal is compiled with each request, and a mistake in it is that request's.
+	if pattern, err := strconv.Unquote(celToGo(args[1])); err == nil {
+		if _, err := regexp.Compile(pattern); err != nil {
+			return fmt.Errorf("bad regular expression: %w", err)
+		}
+	}
+	return nil
+}
+
+// celToGo gives a simple literal the form of one of Go.
+func celToGo(s string) string {
+	raw := strings.HasPrefix(s, "r") || strings.HasPrefix(s, "R")
+	s = strings.TrimLeft(s, "rR")
+	if len(s) < 2 || s[0] != s[len(s)-1] || s[0] != '"' && s[0] != '\'' || strings.ContainsRune(s[1:len(s)-1], rune(s[0])) {
+		return ""
+	}
+	if raw {
+		return strconv.Quote(s[1 : len(s)-1])
+	}
+	return `"` + strings.ReplaceAll(s[1:len(s)-1], `"`, `\"`) + `"`
 }
 
 // list is any number of items, with a comma behind each but possibly the last.
@@ -234,11 +323,9 @@ func (c *celParser) list(end string, item func() error) error {
 	return nil
 }
 
-func (c *celParser) field() error { return c.pairOf(c.name) }
-func (c *celParser) entry() error { return c.pairOf(c.expression) }
-
-func (c *celParser) pairOf(key func() error) error {
-	if err := key(); err != nil {
+// entry is a key and a value of a map.
+func (c *celParser) entry() error {
+	if err := c.expression(); err != nil {
 		return err
 	}
 	if err := c.expect(":"); err != nil {
@@ -247,25 +334,12 @@ func (c *celParser) pairOf(key func() error) error {
 	return c.expression()
 }
 
-func (c *celParser) name() error {
-	if c.kind != celName {
-		return c.unexpected()
-	}
-	return c.next()
-}
-
 func (c *celParser) primary() error {
 	switch {
 	case c.kind == celNumber || c.kind == celString:
 		return c.next()
 	case c.kind == celName:
-		if c.token == "in" || celReserved(c.token) {
-			return c.unexpected()
-		}
-		if err := c.next(); err != nil {
-			return err
-		}
-		return c.call()
+		return c.named()
 	case c.kind == celOperator && c.token == "(":
 		return c.enclosed("(", c.expression, ")")
 	case c.kind == celOperator && c.token == "[":
@@ -276,13 +350,31 @@ func (c *celParser) primary() error {
 		if err := c.next(); err != nil {
 			return err
 		}
-		if err := c.name(); err != nil {
-			return err
+		if c.kind != celName || celLiteral(c.token) {
+			return c.unexpected()
 		}
-		return c.call()
+		return c.named()
 	}
 	return c.unexpected()
 }
+
+// named is a name, or a call of the function of that name.
+func (c *celParser) named() error {
+	name := c.token
+	if name == "in" || celReserved(name) {
+		return c.unexpected()
+	}
+	if err := c.next(); err != nil {
+		return err
+	}
+	if c.kind == celOperator && c.token == "(" {
+		return c.call(name, false)
+	}
+	return nil
+}
+
+// celLiteral tells whether a word is a token of its own and no name.
+func celLiteral(s string) bool { return s == "in" || s == "true" || s == "false" || s == "null" }
 
 func celReserved(s string) bool {
 	switch s {
@@ -291,153 +383,4 @@ func celReserved(s string) bool {
 		return true
 	}
 	return false
-}
-
-// next reads the next token.
-func (c *celParser) next() error {
-	c.skip()
-	c.start = c.at
-	rest := c.in[c.at:]
-	n := 0
-	switch {
-	case rest == "":
-		c.kind, c.token = celEnd, ""
-		return nil
-	case celStringAt(rest) >= 0:
-		c.kind = celString
-		var err error
-		if n, err = celQuoted(rest); err != nil {
-			return fmt.Errorf("%w at byte %d", err, c.start)
-		}
-	case celLetter(rest[0]):
-		c.kind = celName
-		for n < len(rest) && (celLetter(rest[n]) || celDigit(rest[n])) {
-			n++
-		}
-	case celDigit(rest[0]), len(rest) > 1 && rest[0] == '.' && celDigit(rest[1]):
-		c.kind = celNumber
-		n = celNumberAt(rest)
-		if n < len(rest) && (celLetter(rest[n]) || celDigit(rest[n])) {
-			return fmt.Errorf("bad number at byte %d", c.start)
-		}
-	default:
-		c.kind = celOperator
-		n = 1
-		if len(rest) > 1 {
-			switch rest[:2] {
-			case "||", "&&", "<=", ">=", "==", "!=":
-				n = 2
-			}
-		}
-		if n == 1 && !strings.Contains("?:<>+-*/%!.,()[]{}", rest[:1]) {
-			_, size := utf8.DecodeRuneInString(rest)
-			return fmt.Errorf("unexpected %q at byte %d", rest[:size], c.start)
-		}
-	}
-	c.token = rest[:n]
-	c.at += n
-	return nil
-}
-
-// skip passes white space and comments.
-func (c *celParser) skip() {
-	for c.at < len(c.in) {
-		switch {
-		case strings.IndexByte(" \t\r\n\f", c.in[c.at]) >= 0:
-			c.at++
-		case strings.HasPrefix(c.in[c.at:], "//"):
-			end := strings.IndexByte(c.in[c.at:], '\n')
-			if end < 0 {
-				end = len(c.in) - c.at
-			}
-			c.at += end
-		default:
-			return
-		}
-	}
-}
-
-func celLetter(b byte) bool {
-	return b >= 'a' && b <= 'z' || b >= 'A' && b <= 'Z' || b == '_'
-}
-
-func celDigit(b byte) bool { return b >= '0' && b <= '9' }
-
-// celNumberAt is the length of the number that s begins with.
-func celNumberAt(s string) int {
-	digits := func(n int, ok func(byte) bool) int {
-		for n < len(s) && ok(s[n]) {
-			n++
-		}
-		return n
-	}
-	unsigned := func(n int) int {
-		if n < len(s) && (s[n] == 'u' || s[n] == 'U') {
-			n++
-		}
-		return n
-	}
-	if len(s) > 2 && s[0] == '0' && (s[1] == 'x' || s[1] == 'X') {
-		return unsigned(digits(2, func(b byte) bool { return celDigit(b) || b >= 'a' && b <= 'f' || b >= 'A' && b <= 'F' }))
-	}
-	n := digits(0, celDigit)
-	whole := true
-	if n+1 < len(s) && s[n] == '.' && celDigit(s[n+1]) {
-		n, whole = digits(n+1, celDigit), false
-	}
-	if n < len(s) && (s[n] == 'e' || s[n] == 'E') {
-		exp := n + 1
-		if exp < len(s) && (s[exp] == '+' || s[exp] == '-') {
-			exp++
-		}
-		if end := digits(exp, celDigit); end > exp {
-			return end
-		}
-	}
-	if whole {
-		n = unsigned(n)
-	}
-	return n
-}
-
-// celStringAt is where the quote of a literal is: behind at most one r and one b. -1 if s begins with no literal.
-func celStringAt(s string) int {
-	for i := 0; i < len(s) && i < 3; i++ {
-		switch s[i] {
-		case '"', '\'':
-			return i
-		case 'r', 'R', 'b', 'B':
-		default:
-			return -1
-		}
-	}
-	return -1
-}
-
-// celQuoted is the length of the literal that s begins with.
-func celQuoted(s string) (int, error) {
-	at := celStringAt(s)
-	raw := strings.ContainsAny(s[:at], "rR")
-	quote := s[at : at+1]
-	long := strings.Repeat(quote, 3)
-	if strings.HasPrefix(s[at:], long) {
-		quote = long
-	}
-	n := at + len(quote)
-	for n < len(s) {
-		switch {
-		case strings.HasPrefix(s[n:], quote):
-			return n + len(quote), nil
-		case s[n] == '\\' && !raw:
-			if n+1 >= len(s) || !strings.ContainsRune("abfnrtv?\"'`\\xXuU01234567", rune(s[n+1])) {
-				return 0, errors.New("bad escape in a string")
-			}
-			n += 2
-		case (s[n] == '\n' || s[n] == '\r') && len(quote) == 1:
-			return 0, errors.New("line break in a string")
-		default:
-			n++
-		}
-	}
-	return 0, errors.New("string without end")
 }

@@ -5,14 +5,19 @@ import (
 	"testing"
 )
 
-func TestCheckCEL(t *testing.T) {
-	for _, good := range []string{
+func goodCEL() []string {
+	return []string{
 		`true`, `response.code >= 400`, `!has(request.useragent) || !(request.useragent.startsWith("Amazon-Route53"))`,
 		`connection.mtls && request.url_path.contains('v1beta3')`, `request.headers['x-a'] in ["a", 'b',]`, `-1 + 2u * 0x1F % 3.5e-2`,
-		`a ? b : c ? d : e`, `{"a": 1, 'b': [1, 2]}.a == 1`, `google.type.Expr{name: "x", other: 1,}`, `.absolute.name(1)`, `"""long " string""" == r'raw\'`,
-		`b"bytes" + rb'x'`, `size([]) == 0 // comment`, "a\n&&\tb", `xs.all(x, x > 0)`, `!!-a`, `--1`, `1 - -1`, `.5 < 1.0`, `a.b[0]["c"].d()`, `'\u00e9\x41\101\?'`,
-		`string(destination.port)`, `(((((a)))))`, `"é"`, `in_band`, `null`,
-	} {
+		`a ? b : c ? d : e`, `{"a": 1, 'b': [1, 2]}.a == 1`, `.absolute.name`, `"""long " string""" == r'raw\d'`,
+		`b"bytes" + br'x'`, `size([]) == 0 // comment`, "a\n&&\tb", `!!a`, `--1`, `1 - -1`, `.5 < 1.0`, `'\u00e9\x41\101\?'`,
+		`(((((a)))))`, `"é"`, `in_band`, `null`, `a.size() + size(b)`, `a.matches("^x.*$")`, `matches(a, r'\d+')`, `a.getHours("UTC") < 8`,
+		`re.extract(a, "(.*)", r"\1")`, `re.capture(a["b"], 'x(.)')`, `int(a) == 1`, `has(a.b["c"].d)`, `type(a)`, `18446744073709551615u`, `a.if`, `a.matches(b)`,
+	}
+}
+
+func TestCheckCEL(t *testing.T) {
+	for _, good := range goodCEL() {
 		if err := CheckCEL(good); err != nil {
 			t.Errorf("%s: %v", good, err)
 		}
@@ -21,7 +26,12 @@ func TestCheckCEL(t *testing.T) {
 		``: "ends too early", `a &&`: "ends too early", `a b`: `unexpected "b" at byte 2`, `a &`: `unexpected "&" at byte 2`, `(a`: "ends too early", `a)`: `unexpected ")"`,
 		`a = b`: `unexpected "="`, `"open`: "string without end at byte 0", `'a\qb'`: "bad escape", "'a\nb'": "line break", `1x`: "bad number", `a.1`: "unexpected",
 		`a ? b`: "ends too early", `[1,,2]`: "unexpected", `f(a,)`: "unexpected", `{1}`: "unexpected", `if`: "unexpected", `in`: "unexpected", `a.b.`: "ends too early",
-		`x{1: 2}`: "unexpected", `é`: `unexpected "é"`, `a # b`: `unexpected "#"`, `''''`: "string without end", `'\`: "bad escape", `f(`: "ends too early", `a |`: "unexpected",
+		`x{a: 2}`: "makes a message", `google.type.Expr{}`: "makes a message", `foo(1)`: `no function "foo"`, `a.nope()`: `no function "nope"`, `string(a)`: `no function "string"`,
+		`xs.all(x, x > 0)`: `no function "all"`, `size()`: `no function "size"`, `size(a, b)`: `no function "size"`, `a.contains("b", "c")`: `no function "contains"`, `startsWith(a, b)`: `no function`,
+		`a.int()`: `no function`, `re.find(a, b)`: `no function "re.find"`, `has(a)`: "wants a field", `has(a.size())`: "wants a field", `has(a.b || c.d)`: "unexpected", `has(!a.b)`: "unexpected", `has(a.b[0])`: "wants a field",
+		`a.matches("(")`: "bad regular expression", `matches(a, r'[')`: "bad regular expression", `re.capture(a, "*")`: "bad regular expression", `rb'x'`: "unexpected",
+		`99999999999999999999`: "bad number", `1e999`: "bad number", `18446744073709551616u`: "bad number", `0x`: "bad number", `'\x4'`: "bad escape", `'\ud800'`: "bad escape", `'\400'`: "bad escape", `b'\u0041'`: "bad escape",
+		`a.true`: "unexpected", `a.in`: "unexpected", `.in`: "unexpected", `true()`: "no function", "a\xff": "not UTF-8", `!-a`: "unexpected", `r'raw\'`: "backslash at the end", `é`: `unexpected "é"`, `a # b`: `unexpected "#"`, `''''`: "string without end", `'\`: "bad escape", `f(`: "ends too early", `a |`: "unexpected",
 		strings.Repeat("(", maxCELDepth+1): "nested deeper", strings.Repeat("a", maxCELBytes+1): "longer than", strings.Repeat("a[", 3000/2): "nested deeper",
 	} {
 		if err := CheckCEL(bad); err == nil || !strings.Contains(err.Error(), want) {
@@ -30,11 +40,15 @@ func TestCheckCEL(t *testing.T) {
 	}
 }
 
-func TestCheckFormat(t *testing.T) {
-	for _, good := range []string{
+func goodFormats() []string {
+	return []string{
 		"", "text", "100%%", "%START_TIME%", "%START_TIME(%s.%3f)%", "%REQ(X-ENVOY-ORIGINAL-PATH?:PATH):20%", "a%PROTOCOL%b%%c%DURATION%",
 		"%DYNAMIC_METADATA(a:b:c):10%", "%CEL(request.headers['a'].size())%", "%FILTER_STATE(mesh.peer_principal:PLAIN)%",
-	} {
+	}
+}
+
+func TestCheckFormat(t *testing.T) {
+	for _, good := range goodFormats() {
 		if err := checkFormat(good); err != nil {
 			t.Errorf("%s: %v", good, err)
 		}

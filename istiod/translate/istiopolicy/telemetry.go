@@ -119,8 +119,17 @@ func (p *problems) tag(field, name string, t *telemetryapi.MetricsOverrides_TagO
 		p.fail(field+".value", "empty; REMOVE removes a label")
 		return "", false
 	}
+	// A label is text whatever the expression gives, and Envoy has no function that makes text.
+	if inner, ok := strings.CutPrefix(value, "string("); ok && strings.HasSuffix(inner, ")") && CheckCEL(inner[:len(inner)-1]) == nil {
+		value = inner[:len(inner)-1]
+	}
 	if err := CheckCEL(value); err != nil {
 		p.fail(field+".value", "%w", err)
+		return "", false
+	}
+	// The expression becomes the argument of a command of a format string, which these would end or break.
+	if strings.ContainsAny(value, "%\r\n") {
+		p.failValue(field+".value", value, "a label takes neither percent signs nor line breaks")
 		return "", false
 	}
 	return value, true
