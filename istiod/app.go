@@ -30,10 +30,12 @@ import (
 	"github.com/ambit-mesh/ambit/istiod/admin"
 	"github.com/ambit-mesh/ambit/istiod/ca"
 	"github.com/ambit-mesh/ambit/istiod/graph"
+	"github.com/ambit-mesh/ambit/istiod/jwks"
+	"github.com/ambit-mesh/ambit/istiod/layer7"
 	"github.com/ambit-mesh/ambit/istiod/push"
 	"github.com/ambit-mesh/ambit/istiod/status"
-	"github.com/ambit-mesh/ambit/istiod/translate"
 	"github.com/ambit-mesh/ambit/istiod/watch"
+	"github.com/ambit-mesh/ambit/waypoint/deploy"
 )
 
 const (
@@ -69,6 +71,13 @@ type App struct {
 	certs     *ca.Server
 	leader    atomic.Bool
 
+	// Layer 7. The writer of statuses and the deployer are nil without Kubernetes.
+	directory *push.Directory
+	engine    *layer7.Engine
+	keys      *jwks.Fetcher
+	statuses  *status.Writer
+	deployer  *deploy.Deployer
+
 	secureListener, plainListener net.Listener
 	debug, metrics                *telemetry.Server
 }
@@ -89,7 +98,7 @@ func Connect(s Settings) (*Clients, error) {
 // the authority's Secret.
 func New(ctx context.Context, s Settings, clients *Clients, log *telemetry.Logging) (*App, error) {
 	a := &App{settings: s, log: log, clients: clients, registry: telemetry.NewRegistry(), ready: telemetry.NewReadiness()}
-	steps := []func(context.Context) error{a.makeAuthority, a.makeState, a.makeServers, a.listen}
+	steps := []func(context.Context) error{a.makeAuthority, a.makeState, a.makeLayer7, a.makeServers, a.listen}
 	for _, step := range steps {
 		if err := step(ctx); err != nil {
 			a.Close()
@@ -125,11 +134,7 @@ func (a *App) makeState(context.Context) error {
 	a.cache = push.NewCache(push.Types()...)
 	var err error
 	a.graph, err = graph.New(graph.Config{
-		Config: translate.Config{
-			ClusterID: a.settings.ClusterID, Network: a.settings.Network, TrustDomain: a.settings.TrustDomain,
-			Domain: a.settings.Domain, RootNamespace: a.settings.RootNamespace,
-		},
-		Log: a.log.Logger("graph"), Metrics: a.registry,
+		Config: a.translation(), Log: a.log.Logger("graph"), Metrics: a.registry,
 	}, a.cache)
 	return err
 }
@@ -161,6 +166,8 @@ func (a *App) makeServers(context.Context) error {
 			return push.Caller{Namespace: c.Namespace, ServiceAccount: c.ServiceAccount}, err
 		},
 		AnonymousPlaintext: true,
+		Select:             a.choose,
+		OnReject:           a.engine.Rejected,
 		Log:                a.log.Logger("xds"), Metrics: a.registry,
 	}, a.cache)
 	return err
@@ -178,7 +185,7 @@ func (a *App) listen(context.Context) error {
 		}
 	}
 	if a.debug, err = telemetry.NewServer(a.settings.HTTP, admin.Handler(admin.Config{
-		Ready: a.ready, LogLevel: a.log, Graph: a.graph, Cache: a.cache, Server: a.xds, Source: a.source,
+		Ready: a.ready, LogLevel: a.log, Graph: a.graph, Layer7: a.engine, Directory: a.directory, Cache: a.cache, Server: a.xds, Source: a.source,
 		Settings: a.settings, Leader: a.leader.Load,
 	})); err != nil {
 		return err
@@ -207,7 +214,8 @@ func (a *App) Run(ctx context.Context) error {
 	log.Info("istiod starts", "settings", fmt.Sprintf("%+v", a.settings))
 	g, ctx := errgroup.WithContext(ctx)
 	state := a.ready.Condition("state")
-	g.Go(func() error { return a.source.Run(ctx, a.graph) })
+	g.Go(func() error { return a.source.Run(ctx, layers{a.graph, a.engine}) })
+	a.runLayer7(ctx, g)
 	g.Go(func() error { return a.cache.Run(ctx) })
 	g.Go(func() error { return a.reportState(ctx, state) })
 	g.Go(func() error { return a.serving.Run(ctx) })
@@ -255,7 +263,12 @@ func (a *App) lead(ctx context.Context) error {
 		identity = host // two replicas run by hand must not share a name
 	}
 	roots := status.NewRootCerts(a.clients.Kube, func() string { return a.authority.Bundle().RootsPEM() }, log)
-	return status.Lead(ctx, a.clients.Kube, a.settings.Namespace, identity, log, a.leader.Store, roots.Run)
+	return status.Lead(ctx, a.clients.Kube, a.settings.Namespace, identity, log, a.leader.Store, func(ctx context.Context) error {
+		g, ctx := errgroup.WithContext(ctx)
+		g.Go(func() error { return roots.Run(ctx) })
+		a.leadLayer7(ctx, g)
+		return g.Wait()
+	})
 }
 
 // serve runs one gRPC server until ctx ends; then streams end at once, since proxies

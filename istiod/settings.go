@@ -39,6 +39,10 @@ type Settings struct {
 	CertTTL, MaxCertTTL time.Duration
 	// LogLevel and LogFormat (LOG_LEVEL, LOG_FORMAT).
 	LogLevel, LogFormat string
+	// Image of waypoints and gateways (WAYPOINT_IMAGE); none are deployed if it is empty. Pull policy and secrets,
+	// separated by commas, are for it (WAYPOINT_IMAGE_PULL_POLICY, WAYPOINT_IMAGE_PULL_SECRETS).
+	Image, ImagePullPolicy string
+	ImagePullSecrets       []string
 
 	// Addresses to listen on. GRPC is plaintext and off when empty.
 	GRPC, SecureGRPC, HTTP, Monitoring string
@@ -61,9 +65,14 @@ func SettingsFromEnv() (Settings, error) {
 		Domain:      env("DOMAIN_SUFFIX", "cluster.local"),
 		LogLevel:    os.Getenv("LOG_LEVEL"),
 		LogFormat:   os.Getenv("LOG_FORMAT"),
-		SecureGRPC:  fmt.Sprintf(":%d", ports.XDSTLS),
-		HTTP:        fmt.Sprintf(":%d", ports.IstiodDebug),
-		Monitoring:  fmt.Sprintf(":%d", ports.IstiodMonitoring),
+
+		Image:            os.Getenv("WAYPOINT_IMAGE"),
+		ImagePullPolicy:  os.Getenv("WAYPOINT_IMAGE_PULL_POLICY"),
+		ImagePullSecrets: strings.FieldsFunc(os.Getenv("WAYPOINT_IMAGE_PULL_SECRETS"), func(r rune) bool { return r == ',' || r == ' ' }),
+
+		SecureGRPC: fmt.Sprintf(":%d", ports.XDSTLS),
+		HTTP:       fmt.Sprintf(":%d", ports.IstiodDebug),
+		Monitoring: fmt.Sprintf(":%d", ports.IstiodMonitoring),
 	}
 	s.RootNamespace = env("ROOT_NAMESPACE", s.Namespace)
 	var errs [3]error

@@ -24,6 +24,7 @@ import (
 	"github.com/ambit-mesh/ambit/api/workload"
 	"github.com/ambit-mesh/ambit/internal/telemetry"
 	"github.com/ambit-mesh/ambit/istiod/graph"
+	"github.com/ambit-mesh/ambit/istiod/layer7"
 	"github.com/ambit-mesh/ambit/istiod/push"
 	"github.com/ambit-mesh/ambit/istiod/watch"
 )
@@ -35,9 +36,12 @@ type Config struct {
 	// LogLevel shows and, by POST, sets the log level.
 	LogLevel http.Handler
 	Graph    *graph.Graph
-	Cache    *push.Cache
-	Server   *push.Server
-	Source   watch.Source
+	// Layer7 and Directory are what waypoints and gateways are told.
+	Layer7    *layer7.Engine
+	Directory *push.Directory
+	Cache     *push.Cache
+	Server    *push.Server
+	Source    watch.Source
 	// Settings is what istiod was started with.
 	Settings any
 	Leader   func() bool
@@ -49,11 +53,7 @@ type page struct{ path, help string }
 // Handler serves all pages.
 func Handler(c Config) http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("GET /ready", c.Ready)
-	mux.Handle("/debug/loglevel", telemetry.LocalOnly(c.LogLevel))
-	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
-	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
-	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	c.basics(mux)
 	pages := []page{
 		{"/ready", "200 when everything is in place, else what is missing"},
 		{"/debug/loglevel", "the log level; POST ?level= sets it"},
@@ -67,10 +67,10 @@ func Handler(c Config) http.Handler {
 		writeJSON(w, c.Server.Proxies())
 	})
 	add("/debug/problems", "objects that cannot be used, and why", func(w http.ResponseWriter, _ *http.Request) {
-		writeJSON(w, map[string]any{"objects": c.Graph.Problems(), "source": c.Source.Conditions()})
+		writeJSON(w, map[string]any{"objects": append(c.Graph.Problems(), c.Layer7.Problems()...), "source": c.Source.Conditions()})
 	})
 	add("/debug/config", "what istiod was started with, what it holds, whether it leads", func(w http.ResponseWriter, _ *http.Request) {
-		writeJSON(w, map[string]any{"settings": c.Settings, "sizes": c.Graph.Sizes(), "leader": c.Leader()})
+		writeJSON(w, map[string]any{"settings": c.Settings, "sizes": c.Graph.Sizes(), "layer7": c.Layer7.Sizes(), "leader": c.Leader()})
 	})
 	add("/debug/workloads", "workloads as proxies get them; ?name= or ?address= chooses", func(w http.ResponseWriter, r *http.Request) {
 		c.resources(w, r, ports.TypeAddress, func(b []byte) (proto.Message, error) {
@@ -98,6 +98,8 @@ func Handler(c Config) http.Handler {
 			return m, proto.Unmarshal(b, m)
 		})
 	})
+	add("/debug/proxies", "what waypoints and gateways hold, by type and name; ?proxy=namespace/name chooses", c.proxies)
+	add("/debug/statuses", "what authors of routes, gateways and policies are told; ?name= chooses", c.statuses)
 	mux.HandleFunc("GET /debug", func(w http.ResponseWriter, _ *http.Request) {
 		index := map[string]string{}
 		for _, p := range pages {
@@ -106,6 +108,15 @@ func Handler(c Config) http.Handler {
 		writeJSON(w, index)
 	})
 	return mux
+}
+
+// basics are the pages that are not JSON.
+func (c Config) basics(mux *http.ServeMux) {
+	mux.Handle("GET /ready", c.Ready)
+	mux.Handle("/debug/loglevel", telemetry.LocalOnly(c.LogLevel))
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 }
 
 // resources writes a JSON array, one resource at a time.

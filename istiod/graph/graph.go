@@ -137,6 +137,7 @@ func (g *Graph) Handle(e watch.Event) {
 	if g.synced {
 		g.flush()
 	}
+	g.tell()
 }
 
 // Synced implements watch.Handler: the first computation is of everything at once.

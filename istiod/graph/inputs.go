@@ -305,4 +305,5 @@ func (g *Graph) SetWaypoint(k model.Key, w *model.Waypoint) {
 	if g.synced {
 		g.flush()
 	}
+	g.tell()
 }

@@ -53,7 +53,6 @@ func (g *Graph) flush() {
 	if len(changes) > 0 {
 		g.sink.Apply(changes)
 	}
-	g.tell()
 }
 
 // collector gathers the differences of one type.
