@@ -23,16 +23,16 @@ import (
 // noCluster is never configured: a share of it is answered as a cluster that does not exist, with 500.
 const noCluster = "ambit_no_backend"
 
-// forward sends requests to clusters.
-func (w hostWriter) forward(r *model.RouteRule, authority string) (*routev3.Route_Route, error) {
+// forward sends requests to clusters. It gives the edits of headers that remain for the route.
+func (w hostWriter) forward(r *model.RouteRule, own edits) (*routev3.Route_Route, *edits, error) {
 	a := &routev3.RouteAction{ClusterNotFoundResponseCode: routev3.RouteAction_INTERNAL_SERVER_ERROR}
-	if authority != "" {
-		a.HostRewriteSpecifier = &routev3.RouteAction_HostRewriteLiteral{HostRewriteLiteral: authority}
+	ofRoute := clusters(a, r, own)
+	if ofRoute.request.authority != "" {
+		a.HostRewriteSpecifier = &routev3.RouteAction_HostRewriteLiteral{HostRewriteLiteral: ofRoute.request.authority}
 	}
-	w.clusters(a, r, authority)
 	if r.Action.Rewrite != nil {
 		if err := rewrite(a, r.Match.Path, r.Action.Rewrite); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
 	for _, m := range r.MirrorClusters {
@@ -47,41 +47,49 @@ func (w hostWriter) forward(r *model.RouteRule, authority string) (*routev3.Rout
 	}
 	timeouts(a, r)
 	a.RetryPolicy = retry(r)
-	return &routev3.Route_Route{Route: a}, nil
+	return &routev3.Route_Route{Route: a}, &ofRoute, nil
 }
 
-// clusters writes the shares. One backend with edits of its own is a share of the whole: so its edits come after the
-// rule's, as they do with several.
-func (w hostWriter) clusters(a *routev3.RouteAction, r *model.RouteRule, authority string) {
+// clusters writes the shares. A backend's edits come after the rule's, while Envoy makes a share's before its route's:
+// so if a share has any, all shares get both, and none remain for the route.
+func clusters(a *routev3.RouteAction, r *model.RouteRule, own edits) (ofRoute edits) {
 	var shares []model.RouteCluster
+	edited := false
 	for _, c := range r.Clusters {
 		if c.Weight > 0 {
 			shares = append(shares, c)
+			edited = edited || !c.Request.IsZero() || !c.Response.IsZero() || c.Authority != ""
 		}
 	}
 	if len(shares) == 0 {
 		shares = []model.RouteCluster{{}}
 	}
-	if s := shares[0]; len(shares) == 1 && s.Request.IsZero() && s.Response.IsZero() && s.Authority == "" {
-		a.ClusterSpecifier = &routev3.RouteAction_Cluster{Cluster: cmp.Or(s.Cluster, noCluster)}
-		return
+	if len(shares) == 1 {
+		a.ClusterSpecifier = &routev3.RouteAction_Cluster{Cluster: cmp.Or(shares[0].Cluster, noCluster)}
+		return own.then(&shares[0])
 	}
 	out := &routev3.WeightedCluster{}
 	scale := weightScale(shares)
-	for _, s := range shares {
+	for i := range shares {
 		c := &routev3.WeightedCluster_ClusterWeight{
-			Name: cmp.Or(s.Cluster, noCluster), Weight: wrapperspb.UInt32(max(1, uint32(uint64(s.Weight)/scale))),
-		}
-		request, response := writeHeaders(s.Request, true), writeHeaders(s.Response, false)
-		c.RequestHeadersToAdd, c.RequestHeadersToRemove = request.add, request.remove
-		c.ResponseHeadersToAdd, c.ResponseHeadersToRemove = response.add, response.remove
-		// The rule's rewrite of the host wins over the backend's, as in Istio.
-		if own := cmp.Or(s.Authority, request.authority); own != "" && authority == "" {
-			c.HostRewriteSpecifier = &routev3.WeightedCluster_ClusterWeight_HostRewriteLiteral{HostRewriteLiteral: own}
+			Name: cmp.Or(shares[i].Cluster, noCluster), Weight: wrapperspb.UInt32(max(1, uint32(uint64(shares[i].Weight)/scale))),
 		}
 		out.Clusters = append(out.Clusters, c)
+		if !edited {
+			continue
+		}
+		both := own.then(&shares[i])
+		c.RequestHeadersToAdd, c.RequestHeadersToRemove = both.request.add, both.request.remove
+		c.ResponseHeadersToAdd, c.ResponseHeadersToRemove = both.response.add, both.response.remove
+		if both.request.authority != "" {
+			c.HostRewriteSpecifier = &routev3.WeightedCluster_ClusterWeight_HostRewriteLiteral{HostRewriteLiteral: both.request.authority}
+		}
 	}
 	a.ClusterSpecifier = &routev3.RouteAction_WeightedClusters{WeightedClusters: out}
+	if edited {
+		return edits{}
+	}
+	return own
 }
 
 // weightScale is what weights are divided by so that their sum fits Envoy's 32 bits.
@@ -237,13 +245,15 @@ func (w hostWriter) hash(h model.HashPolicy) *routev3.RouteAction_HashPolicy {
 	return out
 }
 
-// timeouts bounds the whole request. A gRPC request may ask for less by its own header; without a bound of the rule's,
-// for anything.
+// timeouts bounds the whole request. Without a bound of the rule's, a gRPC request may bring its own; Envoy would not
+// look at the rule's beside it.
 func timeouts(a *routev3.RouteAction, r *model.RouteRule) {
 	var whole time.Duration
 	if r.Action.Timeout != nil {
 		whole = max(0, *r.Action.Timeout)
 	}
 	a.Timeout = durationpb.New(whole)
-	a.MaxStreamDuration = &routev3.RouteAction_MaxStreamDuration{GrpcTimeoutHeaderMax: durationpb.New(whole)}
+	if whole == 0 {
+		a.MaxStreamDuration = &routev3.RouteAction_MaxStreamDuration{GrpcTimeoutHeaderMax: durationpb.New(0)}
+	}
 }

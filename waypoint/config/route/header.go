@@ -1,7 +1,9 @@
 package route
 
 import (
+	"cmp"
 	"regexp"
+	"slices"
 	"strings"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -15,6 +17,29 @@ type headers struct {
 	remove []string
 	// authority is what the edits make of the host, which Envoy changes elsewhere.
 	authority string
+}
+
+// edits are those of requests and of responses.
+type edits struct{ request, response headers }
+
+// then is what remains to do if a backend's edits follow. The rule's rewrite of the host wins, as in Istio.
+func (e edits) then(c *model.RouteCluster) edits {
+	request := writeHeaders(c.Request, true)
+	out := edits{request: e.request.then(request), response: e.response.then(writeHeaders(c.Response, false))}
+	out.request.authority = cmp.Or(e.request.authority, c.Authority, request.authority)
+	return out
+}
+
+// then joins edits: what the later ones remove, the earlier ones need not add.
+func (h headers) then(later headers) headers {
+	out := headers{remove: slices.Concat(h.remove, later.remove)}
+	for _, o := range h.add {
+		if !slices.ContainsFunc(later.remove, func(name string) bool { return strings.EqualFold(name, o.GetHeader().GetKey()) }) {
+			out.add = append(out.add, o)
+		}
+	}
+	out.add = append(out.add, later.add...)
+	return out
 }
 
 // writeHeaders writes edits. Envoy refuses a table that edits the host or a pseudo header; like Istio, setting the host

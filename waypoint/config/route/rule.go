@@ -67,9 +67,10 @@ func (w hostWriter) fill(out *routev3.Route, r *model.RouteRule) error {
 	if w.proxy.HTTP.Tracing != nil && r.Service != "" {
 		out.Decorator = &routev3.Decorator{Operation: r.Service + "/*"}
 	}
-	request, response := writeHeaders(r.Action.Request, true), writeHeaders(r.Action.Response, false)
-	out.RequestHeadersToAdd, out.RequestHeadersToRemove = request.add, request.remove
-	out.ResponseHeadersToAdd, out.ResponseHeadersToRemove = response.add, response.remove
+	own := edits{request: writeHeaders(r.Action.Request, true), response: writeHeaders(r.Action.Response, false)}
+	own.request.authority = cmp.Or(r.Action.Authority, own.request.authority)
+	// Those who forward may move them to the backends.
+	ofRoute := &own
 	switch {
 	case r.Status != 0:
 		out.Action = direct(r.Status, nil)
@@ -79,11 +80,13 @@ func (w hostWriter) fill(out *routev3.Route, r *model.RouteRule) error {
 		out.Action = direct(r.Action.Direct.Status, r.Action.Direct.Body)
 		w.body = max(w.body, uint32(len(r.Action.Direct.Body)))
 	default:
-		out.Action, err = w.forward(r, cmp.Or(r.Action.Authority, request.authority))
+		out.Action, ofRoute, err = w.forward(r, own)
 	}
 	if err != nil {
 		return err
 	}
+	out.RequestHeadersToAdd, out.RequestHeadersToRemove = ofRoute.request.add, ofRoute.request.remove
+	out.ResponseHeadersToAdd, out.ResponseHeadersToRemove = ofRoute.response.add, ofRoute.response.remove
 	return out.Validate()
 }
 

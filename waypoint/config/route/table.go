@@ -48,8 +48,6 @@ func Build(p *model.Proxy, t *model.RouteTable) (*routev3.RouteConfiguration, []
 		ValidateClusters: wrapperspb.Bool(false),
 		// Hosts are compared without port, as in Gateway API and Istio.
 		IgnorePortInHostMatching: true,
-		// What a backend says of headers comes after what its rule says.
-		MostSpecificHeaderMutationsWins: true,
 	}
 	if p.Waypoint {
 		// Until here it chose the scope (see names.HeaderAuthority).
