@@ -197,10 +197,11 @@ func (c *Cache) close(r *reader) {
 	c.mu.Unlock()
 }
 
-// tombstone is a name that was removed, and when.
+// tombstone is a name that was removed, and when. What a proxy still holds of it
+// may be as old as from.
 type tombstone struct {
-	name string
-	seq  uint64
+	name      string
+	seq, from uint64
 }
 
 // page is what a reader got of the log in one go.
@@ -242,10 +243,31 @@ func (c *Cache) read(typeURL string, from, to uint64, maxBytes int, want func(*e
 		if e.res != nil {
 			p.resources = append(p.resources, e.res)
 		} else {
-			p.removed = append(p.removed, tombstone{e.name, e.seq})
+			p.removed = append(p.removed, tombstone{name: e.name, seq: e.seq})
 		}
 	}
 	return p
+}
+
+// collect passes what changed after each reader's position, in the newest form, to
+// change, then a look-up to done, and moves the readers to the newest
+// change, which it returns. No change can come in between: what is seen of all
+// types fits together.
+func (c *Cache) collect(readers []*reader, change func(i int, e *entry), done func(i int, get func(typeURL, name string) *Resource)) uint64 {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	get := func(typeURL, name string) *Resource { return c.types[typeURL].get(name) }
+	for i, r := range readers {
+		col := c.types[r.typeURL]
+		for j := col.after(r.cursor.Load()); j < len(col.log); j++ {
+			if e := &col.log[j]; !e.dead {
+				change(i, e)
+			}
+		}
+		done(i, get)
+		r.cursor.Store(c.seq)
+	}
+	return c.seq
 }
 
 // Get returns the current resource of a name, or nil.
@@ -328,7 +350,7 @@ func (c *Cache) missing(typeURL string, held map[string]string, cut uint64) []to
 	var out []tombstone
 	for name := range held {
 		if col.get(name) == nil {
-			out = append(out, tombstone{name, max(cut, 1)})
+			out = append(out, tombstone{name: name, seq: cut})
 		}
 	}
 	slices.SortFunc(out, func(a, b tombstone) int { return strings.Compare(a.name, b.name) })

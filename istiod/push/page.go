@@ -11,13 +11,18 @@ import (
 
 // pushType sends pages until the subscription is at the cut or too many are in flight.
 func (st *stream) pushType(w *watch, cut uint64) error {
+	return st.pushPages(w, func() (*response, bool) { return st.next(w, cut) })
+}
+
+// pushPages sends what next returns, until that is nil or too many are in flight.
+func (st *stream) pushPages(w *watch, next func() (*response, bool)) error {
 	for {
 		st.mu.Lock()
 		if len(w.inflight) >= maxInFlight {
 			st.mu.Unlock()
 			return nil
 		}
-		resp, more := st.next(w, cut)
+		resp, more := next()
 		st.mu.Unlock()
 		if resp == nil {
 			return nil
@@ -60,7 +65,7 @@ func (st *stream) next(w *watch, cut uint64) (*response, bool) {
 	}
 	more := false
 	if from < cut {
-		p := st.view.Cache.read(w.stored, from, cut, maxChunk-min(out.bytes, maxChunk), w.wants)
+		p := st.view.Cache.read(w.stored, from, cut, maxChunk, w.wants)
 		for _, r := range p.resources {
 			out.add(w, r)
 		}
@@ -145,17 +150,22 @@ func (st *stream) takeRemoved(w *watch, upTo uint64) (out *response, accepted []
 	if n == 0 || len(w.inflight) >= maxInFlight {
 		return out, nil
 	}
-	out.from = w.removed[0].seq - 1
+	out.from = w.removed[0].from
+	kept, sent := []tombstone{}, map[string]bool{}
 	for _, t := range w.removed[:n] {
-		if !st.view.Cache.gone(w.stored, t) || w.quiet && !w.all && !w.asked[t.name] {
-			continue
-		}
-		out.removed = append(out.removed, t.name)
-		if _, ok := w.rejected[t.name]; ok {
-			delete(w.rejected, t.name)
-			accepted = append(accepted, t.name)
+		switch {
+		case w.quiet && !w.all && !w.asked[t.name]:
+		case st.view.Cache.gone(w.stored, t):
+			out.removed, sent[t.name] = append(out.removed, t.name), true
+			if _, ok := w.rejected[t.name]; ok {
+				delete(w.rejected, t.name)
+				accepted = append(accepted, t.name)
+			}
+		case w.routing:
+			kept = append(kept, t)
 		}
 	}
-	w.removed = slices.Delete(w.removed, 0, n)
+	kept = slices.DeleteFunc(kept, func(t tombstone) bool { return sent[t.name] })
+	w.removed = append(kept, w.removed[n:]...)
 	return out, accepted
 }

@@ -33,8 +33,6 @@ type watch struct {
 	sent map[string]bool
 	// pending are names to answer, all of them even if nothing changed.
 	pending []string
-	// answered are names whose newest form was sent before its turn in the log, with its position there.
-	answered map[string]uint64
 	// versions is what the proxy held when it connected, until it is up to date.
 	versions map[string]string
 	// since is the cut at which the subscription to everything began. What was removed before is not news.
@@ -46,6 +44,15 @@ type watch struct {
 	// removed are names whose removal is still to be sent, in order of time. Held says that they wait for other types.
 	removed []tombstone
 	held    bool
+	// routing keeps a removed name that exists again among them until the proxy has accepted its new form: up to
+	// then it goes on with the old one, and what that refers to must stay.
+	routing bool
+	// queue is what of the current round is still to be sent, oldest the time of its first change. What it replaces
+	// may be as old as begin. Collected says that the subscription has been part of a round.
+	queue     []*Resource
+	oldest    time.Time
+	begin     uint64
+	collected bool
 	// quiet says that names which do not exist get no answer before they do.
 	quiet bool
 
@@ -84,7 +91,7 @@ type inflight struct {
 func newWatch(typeURL string, r *reader, req *discovery.DeltaDiscoveryRequest, head uint64) (*watch, error) {
 	w := &watch{
 		typeURL: typeURL, stored: r.typeURL, reader: r, since: head, owed: true,
-		asked: map[string]bool{}, implied: map[string]bool{}, sent: map[string]bool{}, answered: map[string]uint64{},
+		asked: map[string]bool{}, implied: map[string]bool{}, sent: map[string]bool{},
 		versions: req.GetInitialResourceVersions(), rejected: map[string]rejected{},
 	}
 	w.all = len(req.GetResourceNamesSubscribe()) == 0 && len(req.GetResourceNamesUnsubscribe()) == 0
@@ -130,7 +137,6 @@ func (w *watch) update(req *discovery.DeltaDiscoveryRequest) error {
 		}
 		delete(w.asked, name)
 		delete(w.sent, name)
-		delete(w.answered, name)
 		delete(w.rejected, name)
 	}
 	if len(w.asked) > maxNames {
@@ -147,12 +153,6 @@ func (w *watch) wants(e *entry) bool {
 		}
 		return w.versions[e.name] != e.res.Version
 	}
-	if seq, ok := w.answered[e.name]; ok {
-		delete(w.answered, e.name)
-		if e.seq == seq {
-			return false
-		}
-	}
 	if e.res == nil {
 		return w.sent[e.name] || w.asked[e.name]
 	}
@@ -167,6 +167,20 @@ func (w *watch) wants(e *entry) bool {
 	return e.res.anyName(func(n string) bool { return w.asked[n] || w.sent[n] || w.implied[n] })
 }
 
+// replaced forgets removals of names of which the proxy has accepted a newer form.
+func (w *watch) replaced(done []inflight) {
+	if len(w.removed) == 0 {
+		return
+	}
+	seen := map[string]uint64{}
+	for _, f := range done {
+		for _, r := range f.sent {
+			seen[r.GetName()] = f.seq
+		}
+	}
+	w.removed = slices.DeleteFunc(w.removed, func(t tombstone) bool { return t.seq <= seen[t.name] })
+}
+
 // ack takes a response, and all before it, out of those in flight. The last one
 // returned is the one that was acknowledged.
 func (w *watch) ack(nonce string) []inflight {
@@ -178,22 +192,6 @@ func (w *watch) ack(nonce string) []inflight {
 		}
 	}
 	return nil
-}
-
-// through is the position up to which the proxy has accepted everything: what it
-// was not sent, did not acknowledge or rejected is behind it.
-func (w *watch) through() uint64 {
-	at := w.reader.cursor.Load()
-	if len(w.removed) > 0 {
-		at = min(at, w.removed[0].seq-1)
-	}
-	for _, f := range w.inflight {
-		at = min(at, f.from)
-	}
-	for _, r := range w.rejected {
-		at = min(at, r.from)
-	}
-	return at
 }
 
 func (w *watch) status(head uint64, now time.Time) TypeStatus {

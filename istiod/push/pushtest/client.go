@@ -127,24 +127,45 @@ func (c *Client) RecvErr() (*discovery.DeltaDiscoveryResponse, error) {
 	defer timeout.Stop()
 	select {
 	case r := <-c.in:
-		if r.err != nil || r.resp == nil {
-			return nil, errors.Join(r.err)
-		}
-		held := c.Held[r.resp.GetTypeUrl()]
-		if held == nil {
-			held = map[string]string{}
-			c.Held[r.resp.GetTypeUrl()] = held
-		}
-		for _, res := range r.resp.GetResources() {
-			held[res.GetName()] = res.GetVersion()
-		}
-		for _, name := range r.resp.GetRemovedResources() {
-			delete(held, name)
-		}
-		return r.resp, nil
+		return c.record(r)
 	case <-timeout.C:
 		return nil, fmt.Errorf("no response within %s", wait)
 	}
+}
+
+// TryRecv is Recv that returns nil if nothing arrives within d.
+func (c *Client) TryRecv(d time.Duration) *discovery.DeltaDiscoveryResponse {
+	c.t.Helper()
+	timeout := time.NewTimer(d)
+	defer timeout.Stop()
+	select {
+	case r := <-c.in:
+		resp, err := c.record(r)
+		if err != nil {
+			c.t.Fatalf("receive: %v", err)
+		}
+		return resp
+	case <-timeout.C:
+		return nil
+	}
+}
+
+func (c *Client) record(r received) (*discovery.DeltaDiscoveryResponse, error) {
+	if r.err != nil || r.resp == nil {
+		return nil, errors.Join(r.err)
+	}
+	held := c.Held[r.resp.GetTypeUrl()]
+	if held == nil {
+		held = map[string]string{}
+		c.Held[r.resp.GetTypeUrl()] = held
+	}
+	for _, res := range r.resp.GetResources() {
+		held[res.GetName()] = res.GetVersion()
+	}
+	for _, name := range r.resp.GetRemovedResources() {
+		delete(held, name)
+	}
+	return r.resp, nil
 }
 
 // Silent fails the test if a response arrives before done is closed.
