@@ -9,7 +9,7 @@ import (
 )
 
 func clusterCases(t testing.TB) []testCase {
-	ca := string(pem(t, "ca.pem"))
+	ca := string(tlsFile(t, "ca.pem"))
 	cert := certificate(t, "shop/client")
 	one := func(name string, c *model.Cluster) testCase {
 		return testCase{name: "cluster-" + name, partOnly: true, proxy: waypoint(), clusters: []*model.Cluster{c}}

@@ -23,7 +23,7 @@ type testCase struct {
 
 func ptr[T any](v T) *T { return &v }
 
-func pem(t testing.TB, name string) []byte {
+func tlsFile(t testing.TB, name string) []byte {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join("testdata", "tls", name))
 	if err != nil {
@@ -33,7 +33,7 @@ func pem(t testing.TB, name string) []byte {
 }
 
 func certificate(t testing.TB, name string) model.Certificate {
-	return model.Certificate{Name: name, Chain: pem(t, "server.pem"), Key: pem(t, "server.key")}
+	return model.Certificate{Name: name, Chain: tlsFile(t, "server.pem"), Key: tlsFile(t, "server.key")}
 }
 
 func waypoint(change ...func(*model.Proxy)) *model.Proxy {
@@ -200,7 +200,7 @@ func proxyCases(testing.TB) []testCase {
 
 func gatewayCases(t testing.TB) []testCase {
 	cert := certificate(t, "edge/shop-tls")
-	ca := string(pem(t, "ca.pem"))
+	ca := string(tlsFile(t, "ca.pem"))
 	port := func(n, bind uint16, chains ...model.PortChain) model.ProxyPort {
 		return model.ProxyPort{Port: n, Bind: bind, Chains: chains}
 	}

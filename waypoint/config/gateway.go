@@ -107,7 +107,7 @@ func (b *builder) fillChain(listener string, c *model.PortChain, out *listenerv3
 		out.TransportSocket = b.serverTLS(b.proxy.Key.String()+"/"+listener+"/"+c.Name, c.TLS, alpn)
 	}
 	if c.Routes == "" {
-		out.Filters = b.forward(c.TCP)
+		out.Filters = b.forward(c.TCP, false)
 		return
 	}
 	m := b.manager(listener)

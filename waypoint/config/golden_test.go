@@ -75,7 +75,7 @@ func render(t testing.TB, resources []Resource) string {
 	t.Helper()
 	var s strings.Builder
 	for _, r := range resources {
-		b, err := yaml.Marshal(plain(t, r.Message))
+		b, err := yaml.Marshal(elide(plain(t, r.Message)))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -83,6 +83,34 @@ func render(t testing.TB, resources []Resource) string {
 		s.Write(b)
 	}
 	return s.String()
+}
+
+// elide leaves out what package route writes: it has golden files of its own.
+func elide(v any) any {
+	const elsewhere = "see package route"
+	switch v := v.(type) {
+	case []any:
+		for i := range v {
+			v[i] = elide(v[i])
+		}
+	case map[string]any:
+		if _, ok := v["httpFilters"]; ok && v["statPrefix"] != names.ConnectTerminate {
+			v["httpFilters"] = elsewhere
+		}
+		if v["name"] == "envoy.filters.network.rbac" {
+			return elsewhere
+		}
+		if _, ok := v["virtualHosts"]; ok && v["name"] != names.RouteConnect {
+			v["virtualHosts"] = elsewhere
+		}
+		if _, ok := v["typedPerFilterConfig"]; ok {
+			v["typedPerFilterConfig"] = elsewhere
+		}
+		for k := range v {
+			v[k] = elide(v[k])
+		}
+	}
+	return v
 }
 
 func TestGolden(t *testing.T) {

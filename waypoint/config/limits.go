@@ -34,6 +34,9 @@ const (
 	detectTimeout = 2 * time.Second
 )
 
+// maxEarlyData in bytes is what a client may send before its server is called, where it has to speak first.
+const maxEarlyData = 64 << 10
+
 // Clusters.
 const (
 	// defaultConnectTimeout is that of Istio's mesh configuration.

@@ -80,8 +80,9 @@ func (b *builder) tcpChains(l *listenerv3.Listener, kind model.ScopeKind) *xdsma
 		}
 		if name := chainTCP + "/" + s.Name; !named[name] {
 			named[name] = true
+			late := kind == model.ScopeAuto || s.TCP != nil && b.judgedLate(s.TCP.Authz)
 			l.FilterChains = append(l.FilterChains, &listenerv3.FilterChain{
-				Name: name, Filters: append([]*listenerv3.Filter{b.shareSource()}, b.forward(s.TCP)...),
+				Name: name, Filters: append([]*listenerv3.Filter{b.shareSource()}, b.forward(s.TCP, late)...),
 			})
 		}
 		for _, a := range s.Authorities {
@@ -147,7 +148,7 @@ func (b *builder) direct() {
 	}
 	l := b.internalListener(names.MainDirect,
 		&listenerv3.FilterChain{Name: chainHTTP, Filters: []*listenerv3.Filter{share(), b.managerFilter(m)}},
-		&listenerv3.FilterChain{Name: chainTCP, Filters: append([]*listenerv3.Filter{share()}, b.guarded(b.proxy.DirectPolicy.Authz, tcp)...)},
+		&listenerv3.FilterChain{Name: chainTCP, Filters: append([]*listenerv3.Filter{share()}, b.guarded(b.proxy.DirectPolicy.Authz, tcp, true)...)},
 	)
 	b.inspect(l)
 	l.FilterChainMatcher = b.matchHTTP(nil)

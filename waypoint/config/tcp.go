@@ -22,8 +22,9 @@ func (b *builder) refuse() []*listenerv3.Filter {
 	return []*listenerv3.Filter{b.networkFilter("envoy.filters.network.direct_response", &directv3.Config{})}
 }
 
-// forward checks policy and sends a connection to one of the clusters.
-func (b *builder) forward(f *model.TCPForward) []*listenerv3.Filter {
+// forward checks policy and sends a connection to one of the clusters. With late, the server is called only once the
+// client has sent something.
+func (b *builder) forward(f *model.TCPForward, late bool) []*listenerv3.Filter {
 	if f == nil || f.Refuse {
 		return b.refuse()
 	}
@@ -38,14 +39,18 @@ func (b *builder) forward(f *model.TCPForward) []*listenerv3.Filter {
 	if f.HashSourceIP {
 		proxy.HashPolicy = []*typev3.HashPolicy{{PolicySpecifier: &typev3.HashPolicy_SourceIp_{SourceIp: &typev3.HashPolicy_SourceIp{}}}}
 	}
-	return b.guarded(f.Authz, proxy)
+	return b.guarded(f.Authz, proxy, late)
 }
 
 // guarded puts policy before a TCP proxy.
-func (b *builder) guarded(authz []*model.Authorization, proxy *tcpv3.TcpProxy) []*listenerv3.Filter {
+func (b *builder) guarded(authz []*model.Authorization, proxy *tcpv3.TcpProxy, late bool) []*listenerv3.Filter {
 	filters, err := route.NetworkAuthz(b.proxy, authz)
 	if err != nil {
 		b.fail(err)
+	}
+	if late && len(authz) > 0 {
+		proxy.UpstreamConnectMode = tcpv3.UpstreamConnectMode_ON_DOWNSTREAM_DATA
+		proxy.MaxEarlyDataBytes = u32(maxEarlyData)
 	}
 	// Without this the statistic of opened connections would be written at their end.
 	proxy.AccessLogOptions = &tcpv3.TcpProxy_TcpAccessLogOptions{FlushAccessLogOnConnected: true}

@@ -10,6 +10,7 @@ import (
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	statev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/set_filter_state/v3"
+	httprbacv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	httpstatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/set_filter_state/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
@@ -35,6 +36,9 @@ func (b *builder) terminateListener() *listenerv3.Listener {
 		AccessLog:            b.failureLogs(),
 		HttpFilters: []*hcmv3.HttpFilter{
 			b.httpFilter("ambit.filters.http.tunnel_state", b.tunnelState()),
+			// Without rules; routes bring them (see connectPolicy).
+			b.httpFilter(names.FilterRBACDeny, &httprbacv3.RBAC{}),
+			b.httpFilter(names.FilterRBACAllow, &httprbacv3.RBAC{}),
 			b.httpFilter(names.FilterRouter, &routerv3.Router{}),
 		},
 	}
@@ -90,19 +94,31 @@ func (b *builder) socketListener(name string, port uint16) *listenerv3.Listener 
 
 // connectRoutes chooses the Main listener of a CONNECT. HTTP is where everything goes that is not listed, unless
 // workloads are served too: scopes know all services, so what is none of them gets 404 there.
-func connectRoutes(p *model.Proxy) *routev3.RouteConfiguration {
+func (b *builder) connectRoutes() *routev3.RouteConfiguration {
+	p := b.proxy
 	byTarget := map[string][]string{}
 	taken := map[string]bool{}
+	out := &routev3.RouteConfiguration{Name: names.RouteConnect}
 	for i := range p.Scopes {
 		s := &p.Scopes[i]
+		var domains []string
 		for _, a := range s.Authorities {
 			if a = strings.ToLower(a); !taken[a] {
 				taken[a] = true
-				byTarget[mainListener(s.Kind)] = append(byTarget[mainListener(s.Kind)], a)
+				domains = append(domains, a)
 			}
 		}
+		target := mainListener(s.Kind)
+		if s.Kind == model.ScopeTCP && len(domains) > 0 {
+			if policy := b.connectPolicy(s.TCP); policy != nil {
+				host := connectHost(target+"/"+s.Name, domains, target, "")
+				host.TypedPerFilterConfig = policy
+				out.VirtualHosts = append(out.VirtualHosts, host)
+				continue
+			}
+		}
+		byTarget[target] = append(byTarget[target], domains...)
 	}
-	out := &routev3.RouteConfiguration{Name: names.RouteConnect}
 	for _, target := range []string{names.MainTCP, names.MainAuto} {
 		if domains := byTarget[target]; len(domains) > 0 {
 			slices.Sort(domains)
@@ -110,13 +126,17 @@ func connectRoutes(p *model.Proxy) *routev3.RouteConfiguration {
 		}
 	}
 	if p.Direct {
+		// A headless service has the addresses of its workloads: where it has a port, it wins.
+		if domains := byTarget[names.MainHTTP]; len(domains) > 0 {
+			slices.Sort(domains)
+			out.VirtualHosts = append(out.VirtualHosts, connectHost("services", domains, names.MainHTTP, ""))
+		}
 		for _, w := range p.Workloads {
 			domain := directDomain(w.Address)
-			if taken[domain] {
-				continue
+			if !taken[domain] {
+				taken[domain] = true
+				out.VirtualHosts = append(out.VirtualHosts, connectHost("workload/"+w.Address.String(), []string{domain}, names.MainDirect, w.Identity))
 			}
-			taken[domain] = true
-			out.VirtualHosts = append(out.VirtualHosts, connectHost("workload/"+w.Address.String(), []string{domain}, names.MainDirect, w.Identity))
 		}
 	}
 	out.VirtualHosts = append(out.VirtualHosts, connectHost(names.MainHTTP, []string{"*"}, names.MainHTTP, ""))
@@ -192,7 +212,7 @@ func (b *builder) waypoint() {
 	if b.proxy.Direct {
 		b.direct()
 	}
-	b.add(names.TypeRoute, names.RouteConnect, connectRoutes(b.proxy))
+	b.add(names.TypeRoute, names.RouteConnect, b.connectRoutes())
 }
 
 func (b *builder) listener(l *listenerv3.Listener) { b.add(names.TypeListener, l.Name, l) }

@@ -11,7 +11,7 @@ import "strings"
 //	StatResponseBytes     istio_response_bytes
 //	StatTCPOpened, …      istio_tcp_connections_opened_total, …
 //
-// Values that Envoy does not know are "-".
+// Values that Envoy does not know are Unknown or empty.
 const (
 	// StatsScope is the prefix of all of them.
 	StatsScope = "mesh"
@@ -45,7 +45,7 @@ const (
 	TagServiceNamespace = "destination_service_namespace"
 	TagRequested        = "requested_service"
 	TagCode             = "response_code"
-	// TagGRPC is not "-" for gRPC only: then request_protocol is grpc.
+	// TagGRPC is a number for gRPC only, else empty: so it tells the request_protocol.
 	TagGRPC  = "grpc_response_status"
 	TagFlags = "response_flags"
 	// TagRemoved lists labels, joined by commas, that a Telemetry resource removes after unpacking.
@@ -58,7 +58,7 @@ const (
 	ReporterSource   = "source"
 )
 
-// Unknown is what Envoy writes for a value that it does not know.
+// Unknown is what Envoy writes for most values that it does not know.
 const Unknown = "-"
 
 // Peer is what metrics say of an endpoint's workload.
