@@ -3,8 +3,8 @@
 // What always holds: the result of a command goes to standard output, progress
 // and errors to standard error, so that output can be piped; errors carry a hint
 // where there is something to do; the exit code is 0, or 1 after any error.
-// The commands only parse and print: the work is done by the packages release
-// and rollout.
+// The commands only parse and print: the work is done by the packages release,
+// rollout and waypoint.
 package cli
 
 import (
@@ -22,6 +22,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/api/ports"
 	"github.com/ambit-mesh/ambit/cmd/ambit/internal/release"
+	"github.com/ambit-mesh/ambit/cmd/ambit/internal/waypoint"
 )
 
 // Main runs the tool and returns its exit code.
@@ -69,14 +70,15 @@ func newRoot() *cobra.Command {
 		Long: "ambit puts a service mesh into a Kubernetes cluster, without sidecars and without restarting what runs there.\n" +
 			"It needs a kubeconfig and the rights of a cluster administrator.",
 		Example: "  ambit install\n" +
-			"  kubectl label namespace shop istio.io/dataplane-mode=ambient",
+			"  kubectl label namespace shop istio.io/dataplane-mode=ambient\n" +
+			"  ambit waypoint apply -n shop --enroll-namespace",
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args:          cobra.NoArgs,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(newInstall(), newUninstall(), newVersion())
+	root.AddCommand(newInstall(), newUninstall(), newWaypoint(), newVersion())
 	return root
 }
 
@@ -108,10 +110,15 @@ func hintFor(err error) string {
 		return "remove the other mesh first, or pass --adopt to take its objects over"
 	case errors.Is(err, release.ErrBusy):
 		return "wait for it; if it was killed, run this again in two minutes"
+	case errors.Is(err, waypoint.ErrNoGatewayAPI):
+		return "install it, the mesh need not be restarted: kubectl apply --server-side -f " +
+			"https://github.com/kubernetes-sigs/gateway-api/releases/download/" + waypoint.GatewayAPI + "/standard-install.yaml"
+	case errors.Is(err, waypoint.ErrTaken):
+		return "pass --overwrite to change it"
 	case clientcmd.IsEmptyConfig(err), strings.Contains(err.Error(), "no configuration has been provided"):
 		return "no cluster is configured: pass --kubeconfig, or set KUBECONFIG"
 	case apierrors.IsForbidden(err):
-		return "installing needs the rights of a cluster administrator"
+		return "the kubeconfig's user lacks a right; installing needs those of a cluster administrator"
 	case apierrors.IsUnauthorized(err):
 		return "the cluster does not accept the kubeconfig's credentials"
 	case strings.Contains(err.Error(), "invalid ownership metadata"):
