@@ -93,7 +93,10 @@ func New(cfg Config) *Relay {
 
 // ServerOptions are what a gRPC server needs to carry the relay's messages, and others.
 func ServerOptions() []grpc.ServerOption {
-	return []grpc.ServerOption{grpc.ForceServerCodecV2(newCodec()), grpc.MaxRecvMsgSize(MaxRequestBytes)}
+	return []grpc.ServerOption{
+		grpc.ForceServerCodecV2(newCodec()), grpc.MaxRecvMsgSize(MaxRequestBytes),
+		grpc.WaitForHandlers(true), // Stop then returns when every stream has been taken down
+	}
 }
 
 // Register adds the service to a gRPC server made with ServerOptions.
