@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/ambit-mesh/ambit/tests/envoybin"
 )
 
 const (
@@ -23,7 +25,7 @@ const (
 
 // envoyFiles are Envoy and what it needs to start: the release's binary is linked to the C library of this machine.
 func envoyFiles() ([]File, error) {
-	envoy, err := locateEnvoy()
+	envoy, err := envoybin.Locate()
 	if err != nil {
 		return nil, err
 	}

@@ -153,7 +153,10 @@ func TestEnvoyStartsFromItsImage(t *testing.T) {
 	root := t.TempDir()
 	unpack(t, &layer, root)
 	var compressed countingWriter
-	z := gzip.NewWriter(&compressed)
+	z, err := gzip.NewWriterLevel(&compressed, gzip.BestSpeed)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, f := range files {
 		b, err := os.ReadFile(f.Source)
 		if err != nil {

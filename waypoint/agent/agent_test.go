@@ -15,6 +15,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -36,6 +37,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"github.com/ambit-mesh/ambit/internal/identity/ca"
 	"github.com/ambit-mesh/ambit/internal/telemetry"
 	"github.com/ambit-mesh/ambit/tests/envoybin"
 	"github.com/ambit-mesh/ambit/waypoint/config/names"
@@ -590,5 +592,88 @@ func (p *proxy) drain(t *testing.T, c *client) {
 	}
 	if _, err := os.Stat(fmt.Sprintf("/proc/%d", envoyPID(t, p))); err == nil {
 		t.Error("Envoy outlived the agent")
+	}
+}
+
+// TestEnvoyDies: the agent ends with its Envoy and says why; with a development CA and without istiod it says what it lacks.
+func TestEnvoyDies(t *testing.T) {
+	checkGoroutines(t)
+	p := newProxy(t)
+	p.istiod.stop()
+	p.cfg.CADirectory = filepath.Join(t.TempDir(), "ca")
+	if err := ca.CreateDirectory(p.cfg.CADirectory, ""); err != nil {
+		t.Fatal(err)
+	}
+	p.start(t)
+	until(t, "readiness names istiod", func() bool {
+		_, text := p.ready()
+		return strings.Contains(text, "istiod: open stream: ") && !strings.Contains(text, "certificate")
+	})
+	if err := syscall.Kill(envoyPID(t, p), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-p.ended:
+	case <-time.After(patience):
+		t.Fatal("the agent outlives its Envoy")
+	}
+	if p.err == nil || !strings.Contains(p.err.Error(), "envoy ended") {
+		t.Errorf("Run: %v", p.err)
+	}
+}
+
+// TestStartFails: what was started is taken down again.
+func TestStartFails(t *testing.T) {
+	for name, spoil := range map[string]func(*Config){
+		"no Envoy":        func(c *Config) { c.Envoy = "/nonexistent/envoy" },
+		"a taken port":    func(c *Config) { c.MetricsAddr = c.ReadinessAddr },
+		"no CA":           func(c *Config) { c.CADirectory = "/nonexistent" },
+		"no place to run": func(c *Config) { c.Directory = "/proc/nonexistent" },
+		"admin for all":   func(c *Config) { c.AdminAddr = "0.0.0.0:1" },
+	} {
+		t.Run(name, func(t *testing.T) {
+			checkGoroutines(t)
+			p := newProxy(t)
+			spoil(&p.cfg)
+			p.start(t)
+			select {
+			case <-p.ended:
+			case <-time.After(patience):
+				t.Fatal("Run goes on")
+			}
+			if p.err == nil {
+				t.Error("Run says nothing")
+			}
+		})
+	}
+}
+
+// TestDrainIsBounded: a request that does not end does not keep the pod.
+func TestDrainIsBounded(t *testing.T) {
+	checkGoroutines(t)
+	p := newProxy(t)
+	p.cfg.Grace = graceMargin + 1500*time.Millisecond
+	p.start(t)
+	p.configure(t, "one")
+	until(t, "the proxy is ready", func() bool { code, _ := p.ready(); return code == http.StatusOK })
+	c := p.client(t, p.istiod.mesh, true)
+	answer := make(chan error, 1)
+	go func() {
+		_, err := c.get(p.url("/hold"))
+		answer <- err
+	}()
+	<-p.backend.arrived
+	p.stop()
+	select {
+	case <-p.ended:
+	case <-time.After(patience):
+		t.Fatal("the proxy waits for ever")
+	}
+	close(p.backend.release)
+	if err := <-answer; err == nil {
+		t.Error("a request that was cut is answered")
+	}
+	if p.err != nil || !strings.Contains(p.log.String(), "ending what outlived the drain") {
+		t.Errorf("Run: %v", p.err)
 	}
 }

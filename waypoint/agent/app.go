@@ -220,7 +220,7 @@ func (a *app) startEnvoy(ctx context.Context, g *errgroup.Group) error {
 	a.process, err = envoy.Start(envoy.Options{
 		Path: a.cfg.Envoy, Bootstrap: a.cfg.bootstrapFile(), Concurrency: workers, LogLevel: a.cfg.EnvoyLogLevel,
 		// Listeners that are replaced drain as long as a proxy that ends.
-		DrainTime: max(a.cfg.drainMaximum(), time.Second), Output: os.Stdout,
+		DrainTime: max(a.cfg.drainMaximum(), time.Second), IPv6: a.cfg.ipv6(), Output: os.Stdout,
 	})
 	if err != nil {
 		return err

@@ -229,6 +229,12 @@ func serverName(address string) string {
 	return ports.IstiodServerName
 }
 
+// ipv6 tells whether the pod's first address is of version 6.
+func (c Config) ipv6() bool {
+	a, err := netip.ParseAddr(c.InstanceIP)
+	return err == nil && a.Is6() && !a.Is4In6()
+}
+
 // drainMaximum is how long live connections may go on after a signal to end.
 func (c Config) drainMaximum() time.Duration { return max(c.Grace-graceMargin, 0) }
 

@@ -60,7 +60,7 @@ func started(t *testing.T, out *os.File) string {
 
 func TestStartPassesArgumentsAndOutput(t *testing.T) {
 	p, out := start(t, `echo "$@"; exec sleep 100`)
-	want := "--config-path /b.json --concurrency 2 --log-level warning --component-log-level misc:error --drain-time-s 45 --drain-strategy immediate --file-flush-interval-msec 1000 --disable-hot-restart\n"
+	want := "--config-path /b.json --concurrency 2 --log-level warning --component-log-level misc:error --drain-time-s 45 --drain-strategy immediate --file-flush-interval-msec 1000 --local-address-ip-version v4 --disable-hot-restart\n"
 	if diff := cmp.Diff(want, started(t, out)); diff != "" {
 		t.Error(diff)
 	}

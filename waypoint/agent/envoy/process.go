@@ -33,6 +33,8 @@ type Options struct {
 	// Concurrency is the number of workers.
 	Concurrency int
 	LogLevel    string
+	// IPv6 says that the pod has no IPv4 address.
+	IPv6 bool
 	// DrainTime is how long a listener that is removed or replaced, and a proxy that ends, lets its connections finish.
 	DrainTime time.Duration
 	// Output takes the log and everything else that Envoy prints.
@@ -40,6 +42,10 @@ type Options struct {
 }
 
 func (o Options) args() []string {
+	family := "v4"
+	if o.IPv6 {
+		family = "v6"
+	}
 	return []string{
 		"--config-path", o.Bootstrap,
 		"--concurrency", strconv.Itoa(o.Concurrency),
@@ -50,6 +56,7 @@ func (o Options) args() []string {
 		// Clients are told at the next response that a connection goes, not with a chance that grows.
 		"--drain-strategy", "immediate",
 		"--file-flush-interval-msec", strconv.Itoa(int(flushEvery / time.Millisecond)),
+		"--local-address-ip-version", family,
 		"--disable-hot-restart",
 	}
 }
