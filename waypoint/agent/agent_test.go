@@ -149,7 +149,7 @@ func newProxy(t *testing.T) *proxy {
 	write(t, token, testToken)
 	write(t, labels, "app=\"waypoint\"\npod-template-hash=\"6c9f\"\n")
 	env := map[string]string{
-		"XDS_ADDRESS": "https://" + p.istiod.addr, "XDS_ROOT_CA": p.istiod.rootFile, "AUTH_TOKEN": token,
+		"XDS_ADDRESS": "https://" + p.istiod.addr, "XDS_ROOT_CA": p.istiod.rootFile, "MESH_ROOT_CA": p.istiod.rootFile, "AUTH_TOKEN": token,
 		"GATEWAY_NAME": "waypoint", "POD_NAME": "waypoint-6c9f-x", "POD_NAMESPACE": "shop", "SERVICE_ACCOUNT": "waypoint", "INSTANCE_IP": "127.0.0.1",
 		"NODE_NAME": "node-1", "POD_LABELS_FILE": labels, "AMBIT_RUN_DIR": filepath.Join(dir, "run"), "ENVOY": envoybin.Path(t), "CPU_LIMIT": "1",
 		"MEMORY_LIMIT": "1073741824", "ADMIN_ADDR": fmt.Sprintf("127.0.0.1:%d", freePort(t)), "STATS_ADDR": fmt.Sprintf("127.0.0.1:%d", freePort(t)),

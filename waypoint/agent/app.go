@@ -137,7 +137,7 @@ func (c Config) rootFile() string {
 	if c.CADirectory != "" {
 		return filepath.Join(c.CADirectory, ca.RootCertFile)
 	}
-	return c.CARoot
+	return c.MeshRoots
 }
 
 func (a *app) signer() (identity.Signer, error) {

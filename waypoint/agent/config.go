@@ -50,7 +50,8 @@ const (
 type Config struct {
 	Kind        string // argument: waypoint or router
 	XDSAddress  string // XDS_ADDRESS: istiod, https://host:port
-	XDSRoot     string // XDS_ROOT_CA: PEM file that istiod's certificate is checked against; its roots are also trusted in the mesh
+	XDSRoot     string // XDS_ROOT_CA: PEM file that istiod's certificate is checked against
+	MeshRoots   string // MESH_ROOT_CA: PEM file where istiod publishes the mesh's roots, trusted beside those that come with the certificate
 	CAAddress   string // CA_ADDRESS: istiod's CA; XDS_ADDRESS if empty
 	CARoot      string // CA_ROOT_CA: as XDS_ROOT_CA, for the CA
 	TokenFile   string // AUTH_TOKEN: service account token
@@ -100,6 +101,7 @@ func LoadConfig(kind string, lookup func(string) (string, bool)) (Config, error)
 		Kind:       kind,
 		XDSAddress: get("XDS_ADDRESS", "https://"+ports.IstiodServerName+":"+strconv.Itoa(ports.XDSTLS)),
 		XDSRoot:    get("XDS_ROOT_CA", ports.RootCertFile), TokenFile: get("AUTH_TOKEN", ports.TokenFile),
+		MeshRoots:   get("MESH_ROOT_CA", ports.RootCertFile),
 		CADirectory: get("AMBIT_CA_DIR", ""), ClusterID: get("CLUSTER_ID", ports.DefaultClusterID), Network: get("NETWORK", ""),
 		TrustDomain: get("TRUST_DOMAIN", ports.DefaultTrustDomain), Domain: get("DOMAIN_SUFFIX", "cluster.local"),
 		NodeName: get("NODE_NAME", ""), GatewayName: get("GATEWAY_NAME", ""), PodName: get("POD_NAME", ""),

@@ -30,6 +30,7 @@ func TestDefaults(t *testing.T) {
 	}
 	want := Config{
 		Kind: KindWaypoint, XDSAddress: "https://istiod.istio-system.svc:15012", XDSRoot: "/var/run/secrets/istio/root-cert.pem",
+		MeshRoots: "/var/run/secrets/istio/root-cert.pem",
 		CAAddress: "https://istiod.istio-system.svc:15012", CARoot: "/var/run/secrets/istio/root-cert.pem", TokenFile: "/var/run/secrets/tokens/istio-token",
 		ClusterID: "Kubernetes", TrustDomain: "cluster.local", Domain: "cluster.local", GatewayName: "waypoint", PodName: "waypoint-6c9f-x",
 		PodNamespace: "shop", ServiceAccount: "waypoint", InstanceIP: "10.0.0.7", LabelsFile: DefaultLabelsFile,

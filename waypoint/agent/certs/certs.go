@@ -71,6 +71,7 @@ type Keeper struct {
 	mu        sync.Mutex
 	cert      *identity.Certificate
 	fileRoots []byte
+	fileError string // of the last look, so that a lasting one is told once
 	current   *Secrets
 	changed   chan struct{} // closed and replaced when current is
 	failure   error         // of the last request; nil after a success
@@ -248,7 +249,11 @@ func (k *Keeper) readRoots() {
 	defer k.mu.Unlock()
 	switch {
 	case err != nil:
-		k.cfg.Log.Warn("cannot read roots, the last good ones stay", slog.String("file", k.cfg.RootFile), slog.Any("error", err))
+		if text := err.Error(); text != k.fileError {
+			k.fileError = text
+			k.cfg.Log.Warn("cannot read roots, the last good ones stay", slog.String("file", k.cfg.RootFile), slog.Any("error", err))
+		}
+		return
 	case !bytes.Equal(data, k.fileRoots):
 		k.fileRoots = data
 		if err := k.publish(); err != nil {
@@ -257,6 +262,7 @@ func (k *Keeper) readRoots() {
 		}
 		k.cfg.Log.Info("roots read", slog.String("file", k.cfg.RootFile))
 	}
+	k.fileError = ""
 }
 
 func readBounded(file string) ([]byte, error) {
