@@ -2,6 +2,7 @@ package config
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -208,6 +209,26 @@ func TestWaypointServesHTTPUnderTheCallersIdentity(t *testing.T) {
 		if got.via.authority != w.pod.app(8080, w.pod.apps[8080]).String() {
 			t.Errorf("the tunnel asks for %q, want the pod's address", got.via.authority)
 		}
+	}
+}
+
+func TestHTTP2IsKeptToTheApplication(t *testing.T) {
+	w := newWorld(t, nil)
+	h2c := new(http.Protocols)
+	h2c.SetUnencryptedHTTP2(true)
+	versions := make(chan string, 1)
+	app := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { versions <- r.Proto }))
+	app.Config.Protocols = h2c
+	app.Start()
+	t.Cleanup(app.Close)
+	w.pod.app(8080, app.Listener.Addr().String())
+	alice := w.client(t, aliceID)
+	transport := &http.Transport{Protocols: h2c, DialContext: func(context.Context, string, string) (net.Conn, error) { return alice.try(t, webVIP) }}
+	t.Cleanup(transport.CloseIdleConnections)
+	resp := must((&http.Client{Transport: transport, Timeout: deadline}).Get("http://web/"))(t)
+	resp.Body.Close()
+	if v := <-versions; resp.StatusCode != 200 || v != "HTTP/2.0" {
+		t.Errorf("status %d, the application got %s, want 200 and HTTP/2.0", resp.StatusCode, v)
 	}
 }
 

@@ -199,5 +199,9 @@ func labelFormat(expr string) string {
 	case "response.code":
 		return "%RESPONSE_CODE%"
 	}
+	if strings.Contains(expr, "%") {
+		// It would end the command that it is in, and Envoy would refuse the listener.
+		return names.Unknown
+	}
 	return "%CEL(" + expr + ")%"
 }

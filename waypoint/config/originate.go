@@ -75,6 +75,8 @@ func (b *builder) originateListener() *listenerv3.Listener {
 				StatPrefix:       names.ConnectOriginate,
 				ClusterSpecifier: &tcpv3.TcpProxy_Cluster{Cluster: names.ConnectOriginate},
 				TunnelingConfig:  tunnel,
+				// Whoever opened the connection has a limit of its own, and closing it ends the tunnel.
+				IdleTimeout: duration(0),
 			}),
 		},
 	})
