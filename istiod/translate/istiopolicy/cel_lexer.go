@@ -92,7 +92,7 @@ func celNumberAt(s string) int {
 		}
 		return n
 	}
-	if len(s) > 2 && s[0] == '0' && (s[1] == 'x' || s[1] == 'X') {
+	if len(s) > 2 && s[0] == '0' && s[1] == 'x' { // Envoy knows no 0X
 		return unsigned(digits(2, func(b byte) bool { return celDigit(b) || b >= 'a' && b <= 'f' || b >= 'A' && b <= 'F' }))
 	}
 	n := digits(0, celDigit)
@@ -121,8 +121,8 @@ func celNumberFits(s string) bool {
 		_, err := strconv.ParseUint(celBase(digits))
 		return err == nil
 	}
-	if strings.HasPrefix(s, "0x") || strings.HasPrefix(s, "0X") || !strings.ContainsAny(s, ".eE") {
-		_, err := strconv.ParseInt(celBase(strings.ToLower(s)))
+	if strings.HasPrefix(s, "0x") || !strings.ContainsAny(s, ".eE") {
+		_, err := strconv.ParseInt(celBase(s))
 		return err == nil
 	}
 	_, err := strconv.ParseFloat(s, 64)

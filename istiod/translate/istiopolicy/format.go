@@ -5,10 +5,13 @@ import (
 	"strings"
 )
 
-// checkFormat reads a format string of access logs as Envoy does (its documentation, "Access log format strings"): literal
-// text, %% and commands of the form %NAME%, %NAME(arguments)% and %NAME(arguments):length%. It knows no names: Envoy
-// gains some with every version. A broken string would be refused by a proxy together with everything sent along.
-func checkFormat(format string) error {
+// maxFormatDigits of a length.
+const maxFormatDigits = 6
+
+// CheckFormat reads a format string of access logs as Envoy does (its documentation, "Access log format strings"): literal
+// text, %% and commands of the form %NAME%, %NAME(arguments)% and %NAME(arguments):length%. A string that Envoy does not
+// understand would be refused by a proxy together with everything sent along.
+func CheckFormat(format string) error {
 	s := format
 	for at := strings.IndexByte(s, '%'); at >= 0; at = strings.IndexByte(s, '%') {
 		s = s[at+1:]
@@ -16,38 +19,38 @@ func checkFormat(format string) error {
 			s = s[1:]
 			continue
 		}
-		rest, ok := command(s)
-		if !ok {
-			return fmt.Errorf("parse format %q: no command begins at byte %d; a percent sign itself is written twice", cut(format), len(format)-len(s)-1)
+		rest, cause := command(s)
+		if cause != "" {
+			return fmt.Errorf("parse format %q: the command at byte %d %s", cut(format), len(format)-len(s)-1, cause)
 		}
 		s = rest
 	}
 	return nil
 }
 
-// command takes what follows a percent sign up to the closing one.
-func command(s string) (rest string, ok bool) {
+// command takes what follows a percent sign up to the closing one. cause says what is wrong with it.
+func command(s string) (rest, cause string) {
+	const broken = "has no end; a percent sign itself is written twice"
 	n := 0
 	for n < len(s) && (s[n] >= 'A' && s[n] <= 'Z' || s[n] >= '0' && s[n] <= '9' || s[n] == '_') {
 		n++
 	}
-	if n == 0 {
-		return "", false
-	}
+	name, args, open, length := s[:n], "", false, false
 	s = s[n:]
 	if strings.HasPrefix(s, "(") {
 		end := strings.IndexByte(s, ')')
-		// An argument may hold parentheses, as in %CEL(f(x))%: the last one before a percent sign or length counts.
+		// An argument may hold parentheses, as in %CEL(f(x))%: the first before a percent sign or length counts.
 		for end >= 0 && end+1 < len(s) && s[end+1] != '%' && s[end+1] != ':' {
 			next := strings.IndexByte(s[end+1:], ')')
 			if next < 0 {
-				return "", false
+				return "", broken
 			}
 			end += 1 + next
 		}
 		if end < 0 {
-			return "", false
+			return "", broken
 		}
+		args, open = s[1:end], true
 		s = s[end+1:]
 	}
 	if strings.HasPrefix(s, ":") {
@@ -56,12 +59,20 @@ func command(s string) (rest string, ok bool) {
 		for n < len(s) && s[n] >= '0' && s[n] <= '9' {
 			n++
 		}
-		if n == 0 {
-			return "", false
+		if n == 0 || n > maxFormatDigits {
+			return "", "has a length that is not a number"
 		}
+		length = true
 		s = s[n:]
 	}
-	return strings.CutPrefix(s, "%")
+	rest, ended := strings.CutPrefix(s, "%")
+	if name == "" || !ended {
+		return "", broken
+	}
+	if cause := badCommand(name, args, open, length); cause != "" {
+		return "", cut(name) + " " + cause
+	}
+	return rest, ""
 }
 
 // quoteLimit bounds what of a bad expression is repeated in a message, in bytes.

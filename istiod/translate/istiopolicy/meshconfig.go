@@ -252,7 +252,7 @@ func (p *problems) textFormat(field, s, end string) string {
 	if s == "" {
 		return ""
 	}
-	if err := checkFormat(s); err != nil {
+	if err := CheckFormat(s); err != nil {
 		p.fail(field, "%w", err)
 		return ""
 	}
@@ -268,7 +268,7 @@ func (p *problems) labels(field, prefix string, in map[string]any, out map[strin
 		name := prefix + key
 		switch v := in[key].(type) {
 		case string:
-			if err := checkFormat(v); err != nil {
+			if err := CheckFormat(v); err != nil {
 				p.fail(field+"."+name, "%w", err)
 				continue
 			}

@@ -1,6 +1,8 @@
 package istiopolicy
 
 import (
+	"os"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -24,7 +26,7 @@ func TestCheckCEL(t *testing.T) {
 	}
 	for bad, want := range map[string]string{
 		``: "ends too early", `a &&`: "ends too early", `a b`: `unexpected "b" at byte 2`, `a &`: `unexpected "&" at byte 2`, `(a`: "ends too early", `a)`: `unexpected ")"`,
-		`a = b`: `unexpected "="`, `"open`: "string without end at byte 0", `'a\qb'`: "bad escape", "'a\nb'": "line break", `1x`: "bad number", `a.1`: "unexpected",
+		`a = b`: `unexpected "="`, `"open`: "string without end at byte 0", `'a\qb'`: "bad escape", "'a\nb'": "line break", `1x`: "bad number", `0X1`: "bad number", `a.1`: "unexpected",
 		`a ? b`: "ends too early", `[1,,2]`: "unexpected", `f(a,)`: "unexpected", `{1}`: "unexpected", `if`: "unexpected", `in`: "unexpected", `a.b.`: "ends too early",
 		`x{a: 2}`: "makes a message", `google.type.Expr{}`: "makes a message", `foo(1)`: `no function "foo"`, `a.nope()`: `no function "nope"`, `string(a)`: `no function "string"`,
 		`xs.all(x, x > 0)`: `no function "all"`, `size()`: `no function "size"`, `size(a, b)`: `no function "size"`, `a.contains("b", "c")`: `no function "contains"`, `startsWith(a, b)`: `no function`,
@@ -42,28 +44,56 @@ func TestCheckCEL(t *testing.T) {
 
 func goodFormats() []string {
 	return []string{
-		"", "text", "100%%", "%START_TIME%", "%START_TIME(%s.%3f)%", "%REQ(X-ENVOY-ORIGINAL-PATH?:PATH):20%", "a%PROTOCOL%b%%c%DURATION%",
-		"%DYNAMIC_METADATA(a:b:c):10%", "%CEL(request.headers['a'].size())%", "%FILTER_STATE(mesh.peer_principal:PLAIN)%",
+		"", "text", "100%%", "%START_TIME%", "%START_TIME(%s.%3f)%", "%START_TIME(%Y-%m-%dT%H:%M:%SZ)%", "%REQ(X-ENVOY-ORIGINAL-PATH?:PATH):20%", "a%PROTOCOL%b%%c%DURATION%",
+		"%DYNAMIC_METADATA(a:b:c):10%", "%CEL(request.headers['a'].size())%", "%FILTER_STATE(mesh.peer_principal:PLAIN)%", "%FILTER_STATE(a)%", "%UPSTREAM_FILTER_STATE(a:FIELD:b):3%",
+		"%RESP(a)%%TRAILER(a?b):2%", "%METADATA(ROUTE:a:b)%", "%METADATA(LISTENER:a)%", "%METADATA(DYNAMIC:a)%", "%CLUSTER_METADATA(a:b)%%UPSTREAM_METADATA(a:b)%", "%GRPC_STATUS%%GRPC_STATUS(NUMBER)%%GRPC_STATUS(SNAKE_STRING)%",
+		"%PATH%%PATH(WQ)%%PATH(NQ:ORIG)%%PATH(WQ:ORIG_OR_PATH):9%", "%QUERY_PARAMS%%QUERY_PARAMS(ORIG):5%%QUERY_PARAM(a):5%", "%COMMON_DURATION(DS_RX_BEG:US_TX_END:us)%",
+		"%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT(16)%", "%RESPONSE_CODE_DETAILS(ALLOW_WHITESPACES)%", "%ENVIRONMENT(HOSTNAME):3%", "%BYTES_SENT%%BYTES_RECEIVED%%ACCESS_LOG_TYPE%",
 	}
 }
 
 func TestCheckFormat(t *testing.T) {
 	for _, good := range goodFormats() {
-		if err := checkFormat(good); err != nil {
+		if err := CheckFormat(good); err != nil {
 			t.Errorf("%s: %v", good, err)
 		}
 	}
-	for bad, at := range map[string]string{
-		"%": "byte 0", "50%": "byte 2", "%REQ(": "byte 0", "%REQ(a)": "byte 0", "ab %lower%": "byte 3", "%REQ(a):%": "byte 0", "%REQ(a):x%": "byte 0", "%%%": "byte 2", "%A%B%": "byte 4", "%A b%": "byte 0",
+	for bad, want := range map[string]string{
+		"%": "byte 0 has no end", "50%": "byte 2 has no end", "%REQ(": "byte 0 has no end", "%REQ(a)": "byte 0 has no end", "ab %lower%": "byte 3", "%REQ(a):%": "a length", "%REQ(a):x%": "a length",
+		"%REQ(a):99999999999999999999%": "a length", "%%%": "byte 2", "%PROTOCOL%DURATION%": "byte 18", "%A b%": "byte 0",
+		"%NOTHING%": "NOTHING is not known", "%REQ_WITHOUT_QUERY(a)%": "is not known", "%PROTOCOL:5%": "neither arguments", "%PROTOCOL(a)%": "neither arguments", "%START_TIME(a):5%": "takes no length",
+		"%REQ%": "not written", "%REQ()%": "not written", "%REQ(a?b?c)%": "not written", "%REQ(a b)%": "not written", "%FILTER_STATE(a:BAD)%": "not written", "%FILTER_STATE(a:FIELD:)%": "not written", "%DYNAMIC_METADATA%": "not written",
+		"%METADATA(FOO:a)%": "not written", "%METADATA(ROUTE)%": "not written", "%CLUSTER_METADATA(a):5%": "not written", "%COMMON_DURATION(a)%": "not written", "%COMMON_DURATION(a:b:x)%": "not written",
+		"%GRPC_STATUS(x)%": "not written", "%QUERY_PARAMS(x)%": "not written", "%PATH(a)%": "not written", "%CEL(a +)%": "ends too early", "%CEL%": "ends too early",
 	} {
-		if err := checkFormat(bad); err == nil || !strings.Contains(err.Error(), at+";") {
-			t.Errorf("%s: got %v, want %s", bad, err, at)
+		if err := CheckFormat(bad); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: got %v, want %s", bad, err, want)
 		}
 	}
 }
 
+// TestEveryCommand: what is known here is what the binary knows.
+func TestEveryCommand(t *testing.T) {
+	src, err := os.ReadFile("format_commands.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var logs []any
+	for _, name := range regexp.MustCompile(`"([A-Z][A-Z0-9_]+)"`).FindAllStringSubmatch(string(src), -1) {
+		if f := "%" + name[1] + "%"; plainCommand(name[1]) || looseCommand(name[1]) {
+			logs = append(logs, logOf(f, ""))
+		}
+	}
+	if len(logs) < 100 {
+		t.Fatalf("%d commands found", len(logs))
+	}
+	if out, err := envoyTakes(t, logs); err != nil {
+		t.Errorf("Envoy refuses one: %v\n%s", err, out)
+	}
+}
+
 // What passes must have balanced brackets outside of strings: a sign that nothing was skipped.
-func FuzzCheckCEL(f *testing.F) {
+func FuzzCEL(f *testing.F) {
 	for _, s := range []string{`a && b || c`, `{"a": [1, "x"]}.a(1)[0]`, `'''a''' + r"\"`, `1.5e3u ? .a : b{c: d}`} {
 		f.Add(s)
 	}
@@ -82,12 +112,12 @@ func FuzzCheckCEL(f *testing.F) {
 	})
 }
 
-func FuzzCheckFormat(f *testing.F) {
+func FuzzFormat(f *testing.F) {
 	for _, s := range []string{"%REQ(a):3% %%", "%START_TIME(%s)%", "%%%"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		if checkFormat(s) == nil && checkFormat(s+"%PROTOCOL%") != nil {
+		if CheckFormat(s) == nil && CheckFormat(s+"%PROTOCOL%") != nil {
 			t.Errorf("%q passes, but not with a command behind it", s)
 		}
 	})

@@ -229,7 +229,7 @@ func (p *problems) traceTag(field, name string, t *telemetryapi.Tracing_CustomTa
 		}
 	case *telemetryapi.Tracing_CustomTag_Formatter:
 		out.Format = v.Formatter.GetValue()
-		if err := checkFormat(out.Format); err != nil {
+		if err := CheckFormat(out.Format); err != nil {
 			p.fail(field+".formatter.value", "%w", err)
 			return out, false
 		}

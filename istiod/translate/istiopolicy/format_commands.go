@@ -1,0 +1,120 @@
+package istiopolicy
+
+import (
+	"fmt"
+	"strings"
+)
+
+// This file is what Envoy 1.40 knows of commands in format strings, as far as its binary says so ("--mode validate" of each).
+
+// badCommand says why Envoy would refuse a command, or "". open tells that it has parentheses, with args in them, and
+// length that it has a length.
+func badCommand(name, args string, open, length bool) string {
+	switch {
+	case plainCommand(name):
+		if open || length {
+			return "takes neither arguments nor a length"
+		}
+		return ""
+	case looseCommand(name):
+		if length {
+			return "takes no length"
+		}
+		return ""
+	}
+	return commandArguments(name, args, open, length)
+}
+
+// commandArguments checks the commands whose arguments have a form.
+func commandArguments(name, args string, open, length bool) string {
+	first, rest, _ := strings.Cut(args, ":")
+	bad := false
+	switch name {
+	case "REQ", "RESP", "TRAILER", "REQUEST_HEADER", "RESPONSE_HEADER", "RESPONSE_TRAILER":
+		header, other, two := strings.Cut(args, "?")
+		bad = !headerName(header) || two && !headerName(other)
+	case "FILTER_STATE", "UPSTREAM_FILTER_STATE":
+		bad = first == "" || rest != "" && rest != "PLAIN" && rest != "TYPED" && (!strings.HasPrefix(rest, "FIELD:") || rest == "FIELD:")
+	case "DYNAMIC_METADATA", "QUERY_PARAM", "ENVIRONMENT":
+		bad = args == ""
+	case "CLUSTER_METADATA", "UPSTREAM_METADATA":
+		bad = args == "" || length
+	case "METADATA":
+		kind := first == "DYNAMIC" || first == "CLUSTER" || first == "ROUTE" || first == "UPSTREAM_HOST" || first == "LISTENER"
+		bad = !kind || rest == "" || length
+	case "COMMON_DURATION":
+		end, unit, _ := strings.Cut(rest, ":")
+		bad = first == "" || end == "" || unit != "" && unit != "ms" && unit != "us" && unit != "ns" || length
+	case "GRPC_STATUS":
+		bad = open && args != "CAMEL_STRING" && args != "SNAKE_STRING" && args != "NUMBER" || length
+	case "QUERY_PARAMS":
+		bad = open && args != "ORIG" && args != "DECODED"
+	case "PATH":
+		bad = open && (first != "WQ" && first != "NQ" || rest != "" && rest != "ORIG" && rest != "PATH" && rest != "ORIG_OR_PATH")
+	case "CEL":
+		if err := CheckCEL(args); err != nil {
+			return fmt.Sprintf("has an argument that cannot be read: %v", err)
+		}
+	default:
+		return "is not known"
+	}
+	if bad {
+		return "is not written like this"
+	}
+	return ""
+}
+
+// looseCommand knows the commands that may have an argument, of any form: formats of time, and lengths of prefixes.
+func looseCommand(name string) bool {
+	switch name {
+	case "DOWNSTREAM_DIRECT_LOCAL_ADDRESS_WITHOUT_PORT", "DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT",
+		"DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT", "DOWNSTREAM_PEER_CERT_V_END", "DOWNSTREAM_PEER_CERT_V_START",
+		"DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT", "EMIT_TIME", "EMIT_TIME_LOCAL", "RESPONSE_CODE_DETAILS", "START_TIME",
+		"START_TIME_LOCAL", "UPSTREAM_LOCAL_ADDRESS_WITHOUT_PORT", "UPSTREAM_PEER_CERT_V_END",
+		"UPSTREAM_PEER_CERT_V_START", "UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT":
+		return true
+	}
+	return false
+}
+
+// plainCommand knows the commands that are nothing but their name.
+func plainCommand(name string) bool {
+	switch name {
+	case "ACCESS_LOG_TYPE", "BYTES_RECEIVED", "BYTES_SENT", "CONNECTION_ID", "CONNECTION_TERMINATION_DETAILS",
+		"CUSTOM_FLAGS", "DOWNSTREAM_CX_RTT", "DOWNSTREAM_DECOMPRESSED_HEADER_BYTES_RECEIVED",
+		"DOWNSTREAM_DECOMPRESSED_HEADER_BYTES_SENT", "DOWNSTREAM_DETECTED_CLOSE_TYPE", "DOWNSTREAM_DIRECT_LOCAL_ADDRESS",
+		"DOWNSTREAM_DIRECT_LOCAL_ADDRESS_ENDPOINT_ID", "DOWNSTREAM_DIRECT_LOCAL_PORT", "DOWNSTREAM_DIRECT_REMOTE_ADDRESS",
+		"DOWNSTREAM_DIRECT_REMOTE_PORT", "DOWNSTREAM_HANDSHAKE_DURATION", "DOWNSTREAM_HEADER_BYTES_RECEIVED",
+		"DOWNSTREAM_HEADER_BYTES_SENT", "DOWNSTREAM_LOCAL_ADDRESS", "DOWNSTREAM_LOCAL_ADDRESS_ENDPOINT_ID",
+		"DOWNSTREAM_LOCAL_CLOSE_REASON", "DOWNSTREAM_LOCAL_DNS_SAN", "DOWNSTREAM_LOCAL_EMAIL_SAN",
+		"DOWNSTREAM_LOCAL_IP_SAN", "DOWNSTREAM_LOCAL_OTHERNAME_SAN", "DOWNSTREAM_LOCAL_PORT", "DOWNSTREAM_LOCAL_SUBJECT",
+		"DOWNSTREAM_LOCAL_URI_SAN", "DOWNSTREAM_PEER_CERT", "DOWNSTREAM_PEER_CHAIN_FINGERPRINTS_1",
+		"DOWNSTREAM_PEER_CHAIN_FINGERPRINTS_256", "DOWNSTREAM_PEER_CHAIN_SERIALS", "DOWNSTREAM_PEER_DNS_SAN",
+		"DOWNSTREAM_PEER_EMAIL_SAN", "DOWNSTREAM_PEER_FINGERPRINT_1", "DOWNSTREAM_PEER_FINGERPRINT_256",
+		"DOWNSTREAM_PEER_IP_SAN", "DOWNSTREAM_PEER_ISSUER", "DOWNSTREAM_PEER_ISSUER_FINGERPRINT_256",
+		"DOWNSTREAM_PEER_ISSUER_SERIAL", "DOWNSTREAM_PEER_OTHERNAME_SAN", "DOWNSTREAM_PEER_SERIAL",
+		"DOWNSTREAM_PEER_SUBJECT", "DOWNSTREAM_PEER_URI_SAN", "DOWNSTREAM_REMOTE_ADDRESS", "DOWNSTREAM_REMOTE_PORT",
+		"DOWNSTREAM_TLS_CIPHER", "DOWNSTREAM_TLS_GROUP", "DOWNSTREAM_TLS_SESSION_ID", "DOWNSTREAM_TLS_VERSION",
+		"DOWNSTREAM_TRANSPORT_FAILURE_REASON", "DOWNSTREAM_WIRE_BYTES_RECEIVED", "DOWNSTREAM_WIRE_BYTES_SENT", "DURATION",
+		"FILTER_CHAIN_NAME", "GRPC_STATUS_NUMBER", "HOSTNAME", "LISTENER_NAME", "LOCAL_REPLY_BODY", "PROTOCOL",
+		"REQUESTED_SERVER_NAME", "REQUEST_DURATION", "REQUEST_HEADERS_BYTES", "REQUEST_TX_DURATION", "RESPONSE_CODE",
+		"RESPONSE_DURATION", "RESPONSE_FLAGS", "RESPONSE_FLAGS_LONG", "RESPONSE_HEADERS_BYTES", "RESPONSE_TRAILERS_BYTES",
+		"RESPONSE_TX_DURATION", "ROUNDTRIP_DURATION", "ROUTE_NAME", "ROUTE_RESOLUTION_COUNT", "ROUTE_RESOLUTION_TIME_US",
+		"SPAN_ID", "STREAM_ID", "TLS_JA3_FINGERPRINT", "TLS_JA4_FINGERPRINT", "TRACE_ID", "UNIQUE_ID", "UPSTREAM_CLUSTER",
+		"UPSTREAM_CLUSTER_RAW", "UPSTREAM_CONNECTION_ID", "UPSTREAM_CONNECTION_IDS_ATTEMPTED",
+		"UPSTREAM_CONNECTION_POOL_READY_DURATION", "UPSTREAM_DECOMPRESSED_HEADER_BYTES_RECEIVED",
+		"UPSTREAM_DECOMPRESSED_HEADER_BYTES_SENT", "UPSTREAM_DETECTED_CLOSE_TYPE", "UPSTREAM_HEADER_BYTES_RECEIVED",
+		"UPSTREAM_HEADER_BYTES_SENT", "UPSTREAM_HOST", "UPSTREAM_HOSTS_ATTEMPTED", "UPSTREAM_HOSTS_ATTEMPTED_WITHOUT_PORT",
+		"UPSTREAM_HOST_NAME", "UPSTREAM_HOST_NAMES_ATTEMPTED", "UPSTREAM_HOST_NAMES_ATTEMPTED_WITHOUT_PORT",
+		"UPSTREAM_HOST_NAME_WITHOUT_PORT", "UPSTREAM_LOCAL_ADDRESS", "UPSTREAM_LOCAL_CLOSE_REASON",
+		"UPSTREAM_LOCAL_DNS_SAN", "UPSTREAM_LOCAL_IP_SAN", "UPSTREAM_LOCAL_PORT", "UPSTREAM_LOCAL_URI_SAN",
+		"UPSTREAM_PEER_CERT", "UPSTREAM_PEER_DNS_SAN", "UPSTREAM_PEER_IP_SAN", "UPSTREAM_PEER_ISSUER",
+		"UPSTREAM_PEER_SUBJECT", "UPSTREAM_PEER_URI_SAN", "UPSTREAM_PROTOCOL", "UPSTREAM_REMOTE_ADDRESS",
+		"UPSTREAM_REMOTE_ADDRESS_ENDPOINT_ID", "UPSTREAM_REMOTE_PORT", "UPSTREAM_REQUEST_ATTEMPT_COUNT",
+		"UPSTREAM_SERVER_NAME", "UPSTREAM_TLS_CIPHER", "UPSTREAM_TLS_GROUP", "UPSTREAM_TLS_SESSION_ID",
+		"UPSTREAM_TLS_VERSION", "UPSTREAM_TRANSPORT_FAILURE_REASON", "UPSTREAM_WIRE_BYTES_RECEIVED",
+		"UPSTREAM_WIRE_BYTES_SENT", "VIRTUAL_CLUSTER_NAME":
+		return true
+	}
+	return false
+}
