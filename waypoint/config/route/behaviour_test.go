@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -96,7 +95,6 @@ type world struct {
 	a, b    *backend
 	issuers map[string]*issuer
 	counter *counter
-	httpAsk atomic.Int64
 }
 
 func newWorld(t *testing.T) *world {

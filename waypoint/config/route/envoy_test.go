@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"fmt"
 	"io"
 	"net/http"
 	"net/netip"
@@ -96,7 +95,7 @@ func endpoint(a netip.AddrPort) object {
 // bootstrap is a configuration of Envoy.
 func bootstrap(t testing.TB, listeners, clusters []object) []byte {
 	t.Helper()
-	b, err := json.MarshalIndent(object{
+	b, err := json.Marshal(object{
 		"node":  object{"id": "test", "cluster": "test"},
 		"admin": object{"address": object{"socket_address": object{"address": "127.0.0.1", "port_value": 0}}},
 		"bootstrap_extensions": []object{{
@@ -104,7 +103,7 @@ func bootstrap(t testing.TB, listeners, clusters []object) []byte {
 			"typed_config": object{"@type": "type.googleapis.com/envoy.extensions.bootstrap.internal_listener.v3.InternalListener"},
 		}},
 		"static_resources": object{"listeners": listeners, "clusters": clusters},
-	}, "", " ")
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -211,11 +210,11 @@ func until(t testing.TB, what string, ok func() bool) {
 	}
 }
 
-// lines numbers a text, for messages about a place in it.
-func lines(s string) string {
-	var b strings.Builder
-	for i, l := range strings.Split(s, "\n") {
-		fmt.Fprintf(&b, "%4d %s\n", i+1, l)
+// indented makes JSON readable.
+func indented(b []byte) string {
+	var out bytes.Buffer
+	if err := json.Indent(&out, b, "", " "); err != nil {
+		return string(b)
 	}
-	return b.String()
+	return out.String()
 }

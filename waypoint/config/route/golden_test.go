@@ -1,7 +1,6 @@
 package route
 
 import (
-	"bytes"
 	"encoding/json"
 	"flag"
 	"os"
@@ -125,11 +124,7 @@ func (g *golden) write(t *testing.T) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var indented bytes.Buffer
-	if err := json.Indent(&indented, b, "", "  "); err != nil {
-		t.Fatal(err)
-	}
-	return append(indented.Bytes(), '\n')
+	return []byte(indented(b) + "\n")
 }
 
 // TestEnvoyLoadsGoldens: the real Envoy accepts every configuration, each in a listener of its own.
@@ -149,7 +144,7 @@ func TestEnvoyLoadsGoldens(t *testing.T) {
 		t.Run(all[i].name, func(t *testing.T) {
 			c := config(t, all[i:i+1])
 			if out, err := validate(t, c); err != nil {
-				t.Errorf("Envoy refuses it: %v\n%s\n%s", err, out, lines(string(c)))
+				t.Errorf("Envoy refuses it: %v\n%s\n%s", err, out, indented(c))
 			}
 		})
 	}

@@ -16,12 +16,6 @@ import (
 	"github.com/ambit-mesh/ambit/waypoint/config/route/rbac"
 )
 
-// Policy writes what filters check for a host, as configuration of filters by name. Table does so by itself; it is for
-// route tables that the caller makes.
-func Policy(p *model.Proxy, policy *model.HTTPPolicy) (map[string]*anypb.Any, error) {
-	return newBuilder(p, &model.RouteTable{}).policy(policy, nil)
-}
-
 // configs collects the configuration of filters.
 type configs struct {
 	byName map[string]*anypb.Any
