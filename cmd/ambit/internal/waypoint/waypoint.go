@@ -13,6 +13,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -138,7 +139,7 @@ func (c *Client) Apply(ctx context.Context, g *gatewayv1.Gateway, overwrite bool
 		return nil, "", fmt.Errorf("apply waypoint %s/%s: %w", g.Namespace, g.Name, explain(err))
 	case created:
 		return after, "created", nil
-	case after.ResourceVersion == before.ResourceVersion:
+	case after.Generation == before.Generation && maps.Equal(after.Labels, before.Labels):
 		return after, "unchanged", nil
 	}
 	return after, "configured", nil

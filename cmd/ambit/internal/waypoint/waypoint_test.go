@@ -44,7 +44,7 @@ func newFakes(t *testing.T, kube []runtime.Object, gateways ...*gatewayv1.Gatewa
 }
 
 // serverSideApply plays the server, since the fake cannot apply objects of custom kinds: it makes the Gateway, or takes
-// over labels and specification, and counts versions.
+// over labels and specification, and counts generations.
 func (f *fakes) serverSideApply(a ktesting.Action) (bool, runtime.Object, error) {
 	p := a.(ktesting.PatchActionImpl)
 	if p.GetPatchType() != types.ApplyPatchType {
@@ -56,7 +56,7 @@ func (f *fakes) serverSideApply(a ktesting.Action) (bool, runtime.Object, error)
 	}
 	have, err := f.gateways.Tracker().Get(p.GetResource(), p.GetNamespace(), p.GetName())
 	if apierrors.IsNotFound(err) {
-		in.ResourceVersion = "1"
+		in.Generation = 1
 		return true, &in, f.gateways.Tracker().Create(p.GetResource(), &in, p.GetNamespace())
 	}
 	if err != nil {
@@ -66,8 +66,10 @@ func (f *fakes) serverSideApply(a ktesting.Action) (bool, runtime.Object, error)
 	if cmp.Equal(out.Labels, in.Labels) && cmp.Equal(out.Spec, in.Spec) {
 		return true, out, nil
 	}
+	if !cmp.Equal(out.Spec, in.Spec) {
+		out.Generation++
+	}
 	out.Labels, out.Spec = in.Labels, in.Spec
-	out.ResourceVersion += "1"
 	return true, out, f.gateways.Tracker().Update(p.GetResource(), out, p.GetNamespace())
 }
 
