@@ -142,6 +142,7 @@ func TestNothingLeftUndone(t *testing.T) {
 // parsers are packages that read what others wrote, perhaps in bad faith. Each has a fuzz target.
 var parsers = []string{
 	"internal/hbone", "internal/identity", "internal/zds", "cni-plugin/plugin", "istiod/ca", "ztunnel/policy", "ztunnel/state",
+	"waypoint/deploy", "istiod/status",
 }
 
 func TestParsersAreFuzzed(t *testing.T) {
