@@ -55,6 +55,12 @@ bench: ## Measure direct against meshed traffic on network namespaces. Needs roo
 	CGO_ENABLED=0 $(GO) build -trimpath -o $(OUT)/bin/ ./cmd/ztunnel
 	$(GO) run ./tests/bench -ztunnel $(OUT)/bin/ztunnel
 
+.PHONY: bench-waypoint
+bench-waypoint: ## Measure pushes to a waypoint and requests through it. Needs root and a quiet machine.
+	mkdir -p $(OUT)/bin
+	CGO_ENABLED=0 $(GO) build -trimpath -o $(OUT)/bin/ ./cmd/ztunnel ./cmd/istiod ./cmd/waypoint-agent
+	$(GO) run ./tests/bench -waypoint -ztunnel $(OUT)/bin/ztunnel -istiod $(OUT)/bin/istiod -agent $(OUT)/bin/waypoint-agent
+
 # The images, the two-node Kubernetes and the demo.
 -include tests/cluster/cluster.mk
 

@@ -4,7 +4,10 @@
 // both alike. Nodes and pods are network namespaces; nothing leaves them. It
 // prints a table and, as its last line, one JSON object with the medians.
 //
-// `make bench` builds ztunnel and runs it. It needs root.
+// With -waypoint it measures layer 7: how fast istiod tells a waypoint of a thousand
+// services, and of one change; and what requests cost that go through a waypoint.
+//
+// `make bench` and `make bench-waypoint` build what it needs and run it, as root.
 package main
 
 import (
@@ -30,10 +33,13 @@ type options struct {
 	duration    time.Duration
 	only        string
 	profile     string
+
+	waypoint      bool
+	istiod, agent string
 }
 
 func main() {
-	if len(os.Args) > 1 && (os.Args[1] == "serve" || os.Args[1] == "run") {
+	if len(os.Args) > 1 && (os.Args[1] == serveRaw || os.Args[1] == serveHTTP || os.Args[1] == runOne) {
 		exitOn(child(os.Args[1:]))
 		return
 	}
@@ -43,11 +49,18 @@ func main() {
 	flag.DurationVar(&o.duration, "duration", 3*time.Second, "length of one measurement")
 	flag.StringVar(&o.only, "only", "", "run only the scenario of this name, and its direct twin")
 	flag.StringVar(&o.profile, "profile", "", "directory for a CPU profile of each ztunnel during meshed runs")
+	flag.BoolVar(&o.waypoint, "waypoint", false, "measure a waypoint; -only is then push, h1_16 or h2c_16")
+	flag.StringVar(&o.istiod, "istiod", "bin/istiod", "the istiod binary, with -waypoint")
+	flag.StringVar(&o.agent, "agent", "bin/waypoint-agent", "the binary of the waypoint's agent, with -waypoint")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if os.Getenv(innerEnv) == "" {
 		exitOn(isolate(ctx))
+		return
+	}
+	if o.waypoint {
+		exitOn(benchWaypoint(ctx, o))
 		return
 	}
 	exitOn(bench(ctx, o))

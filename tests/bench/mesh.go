@@ -52,9 +52,28 @@ func newMesh(ctx context.Context, ztunnel string) (_ *mesh, err error) {
 			err = errors.Join(err, m.close())
 		}
 	}()
-	for _, setUp := range []func() error{m.makeDir, m.makeCgroup, m.makePods, func() error { return m.writeState(ctx, ztunnel) }} {
-		if err := setUp(); err != nil {
+	steps := []func() error{
+		func() error { return m.makeGround(ctx, ztunnel) }, m.makePods, m.writeState,
+	}
+	for _, step := range steps {
+		if err := step(); err != nil {
 			return nil, err
+		}
+	}
+	for i, node := range m.fabric.Nodes {
+		if err := m.startNode(ctx, ztunnel, node, []string{"LOCAL_XDS_PATH=" + m.stateFile()}, []*topology.Pod{m.client[true], m.server[true]}[i]); err != nil {
+			return nil, fmt.Errorf("start node %q: %w", node.Name, err)
+		}
+	}
+	return m, m.startServers()
+}
+
+// makeGround makes what every mesh stands on: directories, the cgroup, capture, the
+// nodes and a development CA.
+func (m *mesh) makeGround(ctx context.Context, ztunnel string) (err error) {
+	for _, step := range []func() error{m.makeDir, m.makeCgroup} {
+		if err := step(); err != nil {
+			return err
 		}
 	}
 	m.redirect, err = choose.Probe(ctx, redirect.Config{
@@ -62,15 +81,18 @@ func newMesh(ctx context.Context, ztunnel string) (_ *mesh, err error) {
 		KubeletCgroups: []string{}, HostProc: "/proc", Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
 	})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	m.onClose = append(m.onClose, m.redirect.Close)
-	for i, node := range m.fabric.Nodes {
-		if err := m.startNode(ctx, ztunnel, node, []*topology.Pod{m.client[true], m.server[true]}[i]); err != nil {
-			return nil, fmt.Errorf("start node %q: %w", node.Name, err)
-		}
+	if m.fabric, err = topology.New(2); err != nil {
+		return err
 	}
-	return m, m.startServers()
+	m.onClose = append(m.onClose, m.fabric.Close)
+	out, err := exec.CommandContext(ctx, ztunnel, "dev-ca", m.caDir()).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("make development CA: %w: %s", err, out)
+	}
+	return nil
 }
 
 func (m *mesh) makeDir() (err error) {
@@ -117,10 +139,6 @@ func (m *mesh) makeCgroup() error {
 }
 
 func (m *mesh) makePods() (err error) {
-	if m.fabric, err = topology.New(2); err != nil {
-		return err
-	}
-	m.onClose = append(m.onClose, m.fabric.Close)
 	for _, meshed := range []bool{true, false} {
 		suffix := map[bool]string{true: "", false: "-outside"}[meshed]
 		if m.client[meshed], err = m.fabric.Nodes[0].AddPod("client" + suffix); err != nil {
@@ -133,29 +151,22 @@ func (m *mesh) makePods() (err error) {
 	return nil
 }
 
-// writeState writes what istiod would tell the ztunnels, and a development CA.
-func (m *mesh) writeState(ctx context.Context, ztunnel string) error {
+// writeState writes what istiod would tell the ztunnels.
+func (m *mesh) writeState() error {
 	var b strings.Builder
 	b.WriteString("workloads:\n")
 	for _, p := range []*topology.Pod{m.client[true], m.server[true]} {
 		fmt.Fprintf(&b, "- uid: %s//Pod/%s/%s\n  name: %s\n  namespace: %s\n  serviceAccount: %s\n  workloadIps: [%q, %q]\n  protocol: HBONE\n  node: %s\n",
 			ports.DefaultClusterID, namespace, p.Name, p.Name, namespace, p.Name, p.IP, p.IP6, p.Node.Name)
 	}
-	if err := os.WriteFile(m.stateFile(), []byte(b.String()), 0o600); err != nil {
-		return err
-	}
-	out, err := exec.CommandContext(ctx, ztunnel, "dev-ca", m.caDir()).CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("make development CA: %w: %s", err, out)
-	}
-	return nil
+	return os.WriteFile(m.stateFile(), []byte(b.String()), 0o600)
 }
 
 func (m *mesh) stateFile() string { return filepath.Join(m.dir, "state.yaml") }
 func (m *mesh) caDir() string     { return filepath.Join(m.dir, "ca") }
 
-// startNode starts a ztunnel on the node and gives it the pod.
-func (m *mesh) startNode(ctx context.Context, ztunnel string, n *topology.Node, p *topology.Pod) error {
+// startNode starts a ztunnel on the node, with env beside its own, and gives it the pods.
+func (m *mesh) startNode(ctx context.Context, ztunnel string, n *topology.Node, env []string, pods ...*topology.Pod) error {
 	socket := filepath.Join(m.dir, n.Name+".sock")
 	l, err := zds.Listen(socket)
 	if err != nil {
@@ -169,21 +180,20 @@ func (m *mesh) startNode(ctx context.Context, ztunnel string, n *topology.Node, 
 	defer log.Close()
 	c := in(exec.Command(ztunnel, "proxy", "ztunnel"), nil)
 	c.Stdout, c.Stderr = log, log
-	c.Env = append(os.Environ(), "INPOD_UDS="+socket, "LOCAL_XDS_PATH="+m.stateFile(), "AMBIT_CA_DIR="+m.caDir(),
+	c.Env = append(os.Environ(), "INPOD_UDS="+socket, "AMBIT_CA_DIR="+m.caDir(),
 		"NODE_NAME="+n.Name, "POD_NAME=ztunnel-"+n.Name, "POD_NAMESPACE="+ports.SystemNamespace, "INSTANCE_IP="+n.IP.String(),
-		"CLUSTER_ID="+ports.DefaultClusterID, "PROXY_MODE=shared", "XDS_ADDRESS=", "LOG_LEVEL=warn")
+		"CLUSTER_ID="+ports.DefaultClusterID, "PROXY_MODE=shared", "XDS_ADDRESS=", "LOCAL_XDS_PATH=", "LOG_LEVEL=warn")
+	c.Env = append(c.Env, env...)
 	if err := start(n.NetNS, c); err != nil {
 		return fmt.Errorf("start ztunnel: %w", err)
 	}
 	m.ztunnels = append(m.ztunnels, c)
 	m.onClose = append(m.onClose, func() error { return end(c) })
-	conn, listeners, err := enrol(ctx, l, m.redirect, p)
+	undo, err := enrol(ctx, l, m.redirect, pods...)
 	if err != nil {
 		return errors.Join(err, copyLog(log.Name()))
 	}
-	m.onClose = append(m.onClose, conn.Close, listeners.Close, func() error {
-		return m.redirect.Unenroll(context.Background(), redirect.Pod{UID: p.Name, NetNS: p.NetNS, IPs: p.IPs()})
-	})
+	m.onClose = append(m.onClose, undo)
 	return m.awaitReady(ctx, n)
 }
 
@@ -232,7 +242,7 @@ func (m *mesh) awaitReady(ctx context.Context, n *topology.Node) error {
 
 func (m *mesh) startServers() error {
 	for _, p := range m.server {
-		c, err := startServer(p.NetNS, m.cgroup, fmt.Sprintf("%s:%d", p.IP, loadPort))
+		c, err := startServer(p.NetNS, m.cgroup, serveRaw, fmt.Sprintf("%s:%d", p.IP, loadPort))
 		if err != nil {
 			return err
 		}

@@ -19,18 +19,24 @@ import (
 	"github.com/ambit-mesh/ambit/tests/bench/load"
 )
 
-// child is this program in a pod: `serve <address>` or `run <spec as JSON>`.
+// Commands of this program in a pod.
+const (
+	serveRaw  = "serve"      // <address>: what load.Serve serves
+	serveHTTP = "serve-http" // <address>: what load.ServeHTTP serves
+	runOne    = "run"        // <spec as JSON>
+)
+
 func child(args []string) error {
 	if len(args) != 2 {
 		return fmt.Errorf("run child %q: want one argument", args)
 	}
-	if args[0] == "serve" {
+	if serve := map[string]func(net.Listener) error{serveRaw: load.Serve, serveHTTP: load.ServeHTTP}[args[0]]; serve != nil {
 		l, err := net.Listen("tcp", args[1])
 		if err != nil {
 			return err
 		}
 		fmt.Println("listening")
-		return load.Serve(l)
+		return serve(l)
 	}
 	var s load.Spec
 	if err := json.Unmarshal([]byte(args[1]), &s); err != nil {
@@ -67,7 +73,7 @@ func runLoad(ctx context.Context, ns *linux.NetNS, cgroup *os.File, s load.Spec)
 	if err != nil {
 		return load.Result{}, err
 	}
-	c := in(exec.CommandContext(ctx, self, "run", string(spec)), cgroup)
+	c := in(exec.CommandContext(ctx, self, runOne, string(spec)), cgroup)
 	var out bytes.Buffer
 	c.Stdout, c.Stderr = &out, os.Stderr
 	if err := start(ns, c); err != nil {
@@ -76,17 +82,17 @@ func runLoad(ctx context.Context, ns *linux.NetNS, cgroup *os.File, s load.Spec)
 	if err := c.Wait(); err != nil {
 		return load.Result{}, fmt.Errorf("run load: %w", err)
 	}
-	var r load.Result
+	r := load.Result{CPU: c.ProcessState.UserTime() + c.ProcessState.SystemTime()}
 	return r, json.Unmarshal(out.Bytes(), &r)
 }
 
-// startServer starts the load's server in a pod and waits until it listens.
-func startServer(ns *linux.NetNS, cgroup *os.File, addr string) (*exec.Cmd, error) {
+// startServer starts the load's server in a pod and waits until it listens. What is serveRaw or serveHTTP.
+func startServer(ns *linux.NetNS, cgroup *os.File, what, addr string) (*exec.Cmd, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
-	c := in(exec.Command(self, "serve", addr), cgroup)
+	c := in(exec.Command(self, what, addr), cgroup)
 	c.Stderr = os.Stderr
 	out, err := c.StdoutPipe()
 	if err != nil {
@@ -115,24 +121,38 @@ const clockTick = 10 * time.Millisecond
 
 // cpuOf is the user and system time of a process, from /proc/<pid>/stat (proc(5): fields 14 and 15).
 func cpuOf(pid int) (time.Duration, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	s, err := readStat(fmt.Sprintf("/proc/%d/stat", pid))
+	return s.cpu, err
+}
+
+// stat is what of proc(5)'s stat of a process or thread is used here.
+type stat struct {
+	command string
+	cpu     time.Duration
+	// started is its start, as time since the machine's.
+	started time.Duration
+}
+
+func readStat(path string) (stat, error) {
+	b, err := os.ReadFile(path)
 	if err != nil {
-		return 0, err
+		return stat{}, err
 	}
-	// The command may contain spaces; it ends at the last parenthesis, before field 3.
-	f := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
-	if len(f) < 13 {
-		return 0, fmt.Errorf("parse stat of process %d: %d fields", pid, len(f))
+	// The command may contain spaces; it is in parentheses, the last of which ends before field 3.
+	first, last := bytes.IndexByte(b, '('), bytes.LastIndexByte(b, ')')
+	f := strings.Fields(string(b[last+1:]))
+	if first < 0 || len(f) < 20 {
+		return stat{}, fmt.Errorf("parse %q: %d fields", path, len(f))
 	}
-	var ticks uint64
-	for _, s := range f[11:13] {
-		n, err := strconv.ParseUint(s, 10, 64)
-		if err != nil {
-			return 0, fmt.Errorf("parse stat of process %d: %w", pid, err)
+	ticks := func(i int) time.Duration {
+		n, e := strconv.ParseUint(f[i], 10, 64)
+		if e != nil {
+			err = fmt.Errorf("parse %q: %w", path, e)
 		}
-		ticks += n
+		return time.Duration(n) * clockTick
 	}
-	return time.Duration(ticks) * clockTick, nil
+	s := stat{command: string(b[first+1 : last]), cpu: ticks(11) + ticks(12), started: ticks(19)}
+	return s, err
 }
 
 // rssOf is the resident memory of a process in bytes, from /proc/<pid>/statm.

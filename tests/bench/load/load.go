@@ -43,6 +43,10 @@ const (
 	// Conns opens a connection, sends one GET, reads the answer to its end and closes; the unit is connections.
 	// The server closes first, so that the client's ports do not wait in TIME_WAIT.
 	Conns Kind = 'C'
+	// H1 and H2 are real requests, HTTP/1.1 and HTTP/2 with prior knowledge, one after the other on each connection, to
+	// what ServeHTTP serves; the unit is requests. The kind is not sent: the first byte is the protocol's own.
+	H1 Kind = '1'
+	H2 Kind = '2'
 )
 
 // Spec of one run.
@@ -61,6 +65,8 @@ type Result struct {
 	P99      time.Duration `json:"p99_ns"`
 	Errors   int           `json:"errors"`
 	FirstErr string        `json:"first_error,omitempty"`
+	// CPU is what the client itself used; who started its process fills it in.
+	CPU time.Duration `json:"-"`
 }
 
 // PerSecond is the rate in units a second.
@@ -69,7 +75,7 @@ func (r Result) PerSecond() float64 { return float64(r.Units) / r.Elapsed.Second
 // Validate reports what is out of bounds.
 func (s Spec) Validate() error {
 	switch s.Kind {
-	case Stream, HTTP, Conns:
+	case Stream, HTTP, Conns, H1, H2:
 	default:
 		return fmt.Errorf("run load %q: unknown kind", string(s.Kind))
 	}
@@ -97,7 +103,11 @@ func Run(ctx context.Context, s Spec) (Result, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.Duration)
 	defer cancel()
-	drive := map[Kind]func(context.Context, string, *worker) error{Stream: stream, HTTP: keepAlive, Conns: connectEach}[s.Kind]
+	drive := map[Kind]func(context.Context, string, *worker) error{
+		Stream: stream, HTTP: keepAlive, Conns: connectEach,
+		H1: func(ctx context.Context, addr string, w *worker) error { return requests(ctx, addr, w, false) },
+		H2: func(ctx context.Context, addr string, w *worker) error { return requests(ctx, addr, w, true) },
+	}[s.Kind]
 	workers := make([]worker, s.Conns)
 	start := time.Now()
 	var wg sync.WaitGroup
