@@ -74,9 +74,9 @@ type LocalLimit struct {
 	Per metav1.Duration `json:"per"`
 	// Burst is how many may come at once. The default is Requests.
 	Burst *int32 `json:"burst,omitempty"`
-	// PerSource gives every calling identity a bucket of its own.
+	// PerSource gives every calling identity a bucket of its own; at a gateway, whose clients have none, every address.
 	PerSource bool `json:"perSource,omitempty"`
-	// PerHeader gives every value of this header a bucket of its own. Requests without it are not limited.
+	// PerHeader gives every value of this header a bucket of its own. Requests without it share one.
 	PerHeader string `json:"perHeader,omitempty"`
 	// Status that refused requests get, 400 to 599. The default is 429.
 	Status *int32 `json:"status,omitempty"`
@@ -113,7 +113,7 @@ type GlobalLimit struct {
 	Service ServerReference `json:"service"`
 	// Domain under which the server looks limits up.
 	Domain string `json:"domain"`
-	// Timeout of the question. The default is 20ms.
+	// Timeout of the question. The default is 100ms.
 	Timeout *metav1.Duration `json:"timeout,omitempty"`
 	// FailOpen lets requests through when the server cannot be asked; else they are answered with 500.
 	FailOpen bool `json:"failOpen,omitempty"`
@@ -156,7 +156,7 @@ type Entry struct {
 
 // RateLimitStatus is written by istiod.
 type RateLimitStatus struct {
-	// Conditions: Accepted says whether istiod understood the object, and if not which field.
+	// Conditions say whether istiod understood the object and found what it is attached to, and if not which field is wrong.
 	Conditions         []metav1.Condition `json:"conditions,omitempty"`
 	ObservedGeneration int64              `json:"observedGeneration,omitempty"`
 }
