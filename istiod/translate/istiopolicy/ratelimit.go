@@ -20,10 +20,14 @@ const (
 	maxPer = 24 * time.Hour
 	// statusTooMany is what refused requests get by default (RFC 6585 section 4).
 	statusTooMany = 429
-	// limitTimeout is how long a server may take by default: Envoy's.
-	limitTimeout = 20 * time.Millisecond
+	// limitTimeout is how long a server may take by default. Envoy's own 20 ms suit a server that is allowed to be missed;
+	// ours refuses without an answer, and is asked through a tunnel.
+	limitTimeout = 100 * time.Millisecond
 	// maxRegexBytes bounds a regular expression.
 	maxRegexBytes = 1024
+	// maxCombinations bounds what matches with several conditions each multiply out to: Envoy has no "or" of "ands" here,
+	// so that a proxy gets one condition for each choice of one condition out of every match.
+	maxCombinations = 64
 )
 
 // RateLimit translates Ambit's own kind. The result is never nil. A limit that holds an error is left out: with the broken
@@ -99,10 +103,31 @@ func (p *problems) local(cfg translate.Config, field string, l *v1alpha1.LocalLi
 			p.failValue(field+".status", fmt.Sprint(*l.Status), "is not the status of an error")
 		}
 	}
+	combinations := 1
 	for i := range l.Match {
-		out.Matches = append(out.Matches, p.match(cfg, fmt.Sprintf("%s.match[%d]", field, i), &l.Match[i]))
+		m := p.match(cfg, fmt.Sprintf("%s.match[%d]", field, i), &l.Match[i])
+		combinations = min(combinations*max(conditions(m), 1), maxCombinations+1)
+		out.Matches = append(out.Matches, m)
+	}
+	if len(out.Matches) > 1 && combinations > maxCombinations {
+		p.fail(field+".match", "has too many conditions: their numbers, multiplied, are above %d; write several limits", maxCombinations)
 	}
 	return out
+}
+
+// conditions counts what must hold at once.
+func conditions(m model.LimitMatch) int {
+	n := len(m.Headers)
+	if m.Path != nil {
+		n++
+	}
+	if m.Method != nil {
+		n++
+	}
+	if len(m.Sources) > 0 {
+		n++
+	}
+	return n
 }
 
 // labelOf checks a name that becomes part of metrics and of names in the proxy.
