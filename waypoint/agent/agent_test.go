@@ -194,12 +194,12 @@ func (p *proxy) start(t *testing.T) {
 // configure gives Envoy a listener with mutual TLS in front of the backend.
 func (p *proxy) configure(t *testing.T, route string) {
 	t.Helper()
-	p.istiod.set(names.TypeCluster, "backend", &clusterv3.Cluster{
+	cluster := resource{names.TypeCluster, "backend", &clusterv3.Cluster{
 		Name: "backend", ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC}, ConnectTimeout: durationpb.New(time.Second),
 		LoadAssignment: &endpointv3.ClusterLoadAssignment{ClusterName: "backend", Endpoints: []*endpointv3.LocalityLbEndpoints{{
 			LbEndpoints: []*endpointv3.LbEndpoint{{HostIdentifier: &endpointv3.LbEndpoint_Endpoint{Endpoint: &endpointv3.Endpoint{Address: address(t, p.backend.addr)}}}},
 		}}},
-	})
+	}}
 	sds := func(name string) *tlsv3.SdsSecretConfig {
 		return &tlsv3.SdsSecretConfig{Name: name, SdsConfig: &corev3.ConfigSource{
 			ResourceApiVersion: corev3.ApiVersion_V3,
@@ -229,13 +229,13 @@ func (p *proxy) configure(t *testing.T, route string) {
 			},
 		}}}},
 	}
-	p.istiod.set(names.TypeListener, "inbound", &listenerv3.Listener{
+	p.istiod.set(cluster, resource{names.TypeListener, "inbound", &listenerv3.Listener{
 		Name: "inbound", Address: address(t, fmt.Sprintf("127.0.0.1:%d", p.port)),
 		FilterChains: []*listenerv3.FilterChain{{
 			TransportSocket: &corev3.TransportSocket{Name: "tls", ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: packed(t, transport)}},
 			Filters:         []*listenerv3.Filter{{Name: "hcm", ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: packed(t, hcm)}}},
 		}},
-	})
+	}})
 }
 
 // counted are the statistics of requests, with the tags that waypoint/config gives, constant here.

@@ -208,14 +208,22 @@ func (s *testIstiod) CreateCertificate(ctx context.Context, r *capb.IstioCertifi
 	return &capb.IstioCertificateResponse{CertChain: []string{pemOf(der), s.roots}}, nil
 }
 
-// set puts a resource in place; nil removes it.
-func (s *testIstiod) set(typeURL, name string, m proto.Message) {
+// resource is one of a change.
+type resource struct {
+	typeURL, name string
+	message       proto.Message // nil removes it
+}
+
+// set puts resources in place, together: an answer with some of them only would be a configuration too.
+func (s *testIstiod) set(all ...resource) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.resources[typeURL] == nil {
-		s.resources[typeURL] = map[string]proto.Message{}
+	for _, r := range all {
+		if s.resources[r.typeURL] == nil {
+			s.resources[r.typeURL] = map[string]proto.Message{}
+		}
+		s.resources[r.typeURL][r.name] = r.message
 	}
-	s.resources[typeURL][name] = m
 	s.version++
 	close(s.changed)
 	s.changed = make(chan struct{})
