@@ -69,9 +69,7 @@ func String(m model.StringMatch) (*matcherv3.StringMatcher, error) {
 		return Suffix(m.Value, m.IgnoreCase), nil
 	case model.MatchPresent:
 		return Regex(".*"), nil
-	case model.MatchSegments:
-		return Regex(expression(m)), nil
-	case model.MatchRegex:
+	case model.MatchSegments, model.MatchRegex:
 		re := expression(m)
 		if err := CheckRegex(re); err != nil {
 			return nil, err
