@@ -159,3 +159,25 @@ func TestNew(t *testing.T) {
 		t.Error("an unknown context is accepted")
 	}
 }
+
+// Caches of Secrets and ConfigMaps hold what a gateway reads, and no other secret of the cluster.
+func TestStripCredentials(t *testing.T) {
+	s, err := StripCredentials(&corev1.Secret{ObjectMeta: bigMeta(), Data: map[string][]byte{"tls.crt": {1}, "tls.key": {2}, "password": {3}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &corev1.Secret{ObjectMeta: stripped(), Data: map[string][]byte{"tls.crt": {1}, "tls.key": {2}}}
+	if diff := cmp.Diff(want, s); diff != "" {
+		t.Errorf("Secret (-want +got):\n%s", diff)
+	}
+	m, err := StripCredentials(&corev1.ConfigMap{ObjectMeta: bigMeta(), Data: map[string]string{"ca.crt": "x", "big": "y"}, BinaryData: map[string][]byte{"b": {1}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(&corev1.ConfigMap{ObjectMeta: stripped(), Data: map[string]string{"ca.crt": "x"}}, m); diff != "" {
+		t.Errorf("ConfigMap (-want +got):\n%s", diff)
+	}
+	if got, want := SecretsSelector(), "type!=helm.sh/release.v1,type!=kubernetes.io/service-account-token"; got != want {
+		t.Errorf("selector %q, want %q", got, want)
+	}
+}

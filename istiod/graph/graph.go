@@ -47,6 +47,9 @@ type Graph struct {
 	policies   map[model.Key]*translate.Policy
 	peerAuths  map[string]map[string]*model.PeerAuthentication
 	waypoints  map[model.Key]*model.Waypoint
+	// entries are ServiceEntries, and entryOutputs the names of what each gave.
+	entries      map[model.Key]*model.ServiceEntry
+	entryOutputs map[model.Key]map[string]struct{}
 
 	podLabels        labelIndex
 	podsByNode       multimap[string]
@@ -104,6 +107,8 @@ func New(cfg Config, sink Sink) (*Graph, error) {
 		policies:         map[model.Key]*translate.Policy{},
 		peerAuths:        map[string]map[string]*model.PeerAuthentication{},
 		waypoints:        map[model.Key]*model.Waypoint{},
+		entries:          map[model.Key]*model.ServiceEntry{},
+		entryOutputs:     map[model.Key]map[string]struct{}{},
 		podLabels:        newLabelIndex(),
 		podsByNode:       multimap[string]{},
 		podsByIdentity:   multimap[identityOnNode]{},

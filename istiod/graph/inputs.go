@@ -10,11 +10,13 @@ import (
 
 // dirty is what must be computed again.
 type dirty struct {
-	pods, services, policies, peerAuths set
-	static                              bool
+	pods, services, policies, peerAuths, entries set
+	static                                       bool
 }
 
-func newDirty() dirty { return dirty{pods: set{}, services: set{}, policies: set{}, peerAuths: set{}} }
+func newDirty() dirty {
+	return dirty{pods: set{}, services: set{}, policies: set{}, peerAuths: set{}, entries: set{}}
+}
 
 // Each setter stores one input (nil removes it), keeps the indexes and marks what
 // depends on the difference.
@@ -162,6 +164,7 @@ func (g *Graph) setNamespace(k model.Key, ns *model.Namespace) {
 				g.touchService(s)
 			}
 		}
+		g.markEntries()
 	}
 	g.notify()
 }
@@ -284,6 +287,7 @@ func (g *Graph) SetWaypoint(k model.Key, w *model.Waypoint) {
 	if w != nil {
 		g.waypoints[k] = w
 	}
+	g.markEntries()
 	refers := func(own model.WaypointRef, namespace string) bool {
 		if own.IsSet() || own.Canary == k {
 			return own.Key == k || own.Canary == k

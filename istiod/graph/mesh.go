@@ -69,7 +69,8 @@ func (g *Graph) touchService(k model.Key) {
 
 // Endpoint is one place behind a service.
 type Endpoint struct {
-	// Pod is nil for an address that only a slice knows; then Ports maps names of the service's ports to its own.
+	// Pod is nil for an address that only a slice knows. Ports, if set, are a slice's: they map names of the service's
+	// ports to the endpoint's.
 	Pod      *model.Pod
 	Address  netip.Addr
 	Ports    map[string]uint16
@@ -80,7 +81,7 @@ type Endpoint struct {
 // Target is the port that a service's port means at this endpoint; false if it has none.
 func (e *Endpoint) Target(p model.ServicePort) (uint16, bool) {
 	switch {
-	case e.Pod == nil:
+	case e.Pod == nil || e.Ports != nil:
 		n, ok := e.Ports[p.Name]
 		return n, ok
 	case p.TargetName != "":
@@ -163,10 +164,22 @@ func (g *Graph) sliceEndpoints(s *model.Service) []Endpoint {
 		for _, e := range sl.Endpoints {
 			if p := g.pods[e.Pod]; p != nil && (e.PodUID == "" || e.PodUID == p.UID) {
 				out = g.appendPod(out, s, p)
+				if n := len(out); n > 0 && out[n-1].Pod == p {
+					out[n-1].Ports = sl.Ports
+				}
 			}
 		}
 		for _, e := range sl.Addresses {
 			for _, a := range e.Addresses {
+				// A slice that was written by hand names a pod by its address only.
+				if p := g.podAt(s.Namespace, a); p != nil {
+					pe := Endpoint{Pod: p, Address: a, Ports: sl.Ports, Ready: e.Ready && (p.Ready || s.PublishNotReady)}
+					if n := g.nodes[p.Node]; n != nil {
+						pe.Locality = n.Locality
+					}
+					out = append(out, pe)
+					continue
+				}
 				out = append(out, Endpoint{
 					Address: a, Ports: sl.Ports, Ready: e.Ready || s.PublishNotReady, Locality: model.Locality{Zone: e.Zone},
 				})
@@ -174,6 +187,16 @@ func (g *Graph) sliceEndpoints(s *model.Service) []Endpoint {
 		}
 	}
 	return out
+}
+
+// podAt finds the pod of a namespace that has an address.
+func (g *Graph) podAt(namespace string, a netip.Addr) *model.Pod {
+	for k := range g.podLabels.byNamespace[namespace] {
+		if p := g.pods[k]; !p.Finished && !p.HostNetwork && slices.Contains(p.IPs, a) {
+			return p
+		}
+	}
+	return nil
 }
 
 func (g *Graph) appendPod(out []Endpoint, s *model.Service, p *model.Pod) []Endpoint {

@@ -41,6 +41,9 @@ func (g *Graph) flush() {
 	for k := range d.services {
 		g.flushService(addr, k)
 	}
+	for k := range d.entries {
+		g.flushEntry(addr, k)
+	}
 	for k := range d.pods {
 		g.flushPod(addr, k)
 	}

@@ -119,6 +119,8 @@ type Engine struct {
 	rejected map[model.Key]map[string]string
 	statuses map[index.ID]*model.Status
 	failed   map[index.ID]failure
+	// keys are the key sets that policies ask for.
+	keys map[index.ID]map[keySource]struct{}
 
 	// notes are what the graph and the fetcher of keys said since they were last read. They take no other lock.
 	notesMu sync.Mutex
@@ -161,6 +163,7 @@ func New(cfg Config, mesh Mesh, r Renderer, caches Caches) (*Engine, error) {
 		rejected:   map[model.Key]map[string]string{},
 		statuses:   map[index.ID]*model.Status{},
 		failed:     map[index.ID]failure{},
+		keys:       map[index.ID]map[keySource]struct{}{},
 	}
 	for i := range e.dirty {
 		e.dirty[i] = map[unit]struct{}{}

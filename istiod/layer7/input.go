@@ -127,7 +127,7 @@ func (e *Engine) isWaypoint(class string) bool {
 func (e *Engine) take(ev watch.Event) {
 	id := index.NewID(ev.Kind, ev.Key)
 	if ev.Kind == model.KindConfigMap && ev.Key == (model.Key{Namespace: e.cfg.RootNamespace, Name: meshConfigName}) {
-		e.takeMeshConfig(id, ev)
+		e.takeMeshConfig(ev)
 	}
 	if g, ok := ev.Object.(*gwv1.Gateway); ok {
 		e.gateways[ev.Key] = g
@@ -177,6 +177,11 @@ func (e *Engine) put(id index.ID, o any) {
 	for _, d := range e.store.Put(id, o) {
 		e.touch(d)
 	}
+	if id.Kind == model.KindServiceEntry {
+		entry, _ := o.(*model.ServiceEntry)
+		e.mesh.SetEntry(id.Key, entry)
+	}
+	e.keepKeys(id, o)
 	for _, u := range unitsOf(id) {
 		if o != nil {
 			e.ensure(u)
@@ -190,8 +195,42 @@ func (e *Engine) put(id index.ID, o any) {
 	}
 }
 
+// keepKeys has key sets forgotten that no policy asks for any more.
+func (e *Engine) keepKeys(id index.ID, o any) {
+	if id.Kind != model.KindRequestAuthentication || e.cfg.Keys == nil {
+		return
+	}
+	now := map[keySource]struct{}{}
+	if p, ok := o.(*model.JWTPolicy); ok {
+		for _, r := range p.Rules {
+			if r.JWKS == "" {
+				now[keySource{r.JWKSURI, r.Issuer}] = struct{}{}
+			}
+		}
+	}
+	before := e.keys[id]
+	e.keys[id] = now
+	if len(now) == 0 {
+		delete(e.keys, id)
+	}
+	for k := range before {
+		used := false
+		for _, other := range e.keys {
+			_, has := other[k]
+			used = used || has
+		}
+		if !used {
+			e.cfg.Keys.Forget(k.uri, k.issuer)
+		}
+	}
+}
+
+// keySource is where a policy's keys come from.
+type keySource struct{ uri, issuer string }
+
 // takeMeshConfig reads the mesh's configuration; a bad one leaves the last in force.
-func (e *Engine) takeMeshConfig(id index.ID, ev watch.Event) {
+func (e *Engine) takeMeshConfig(ev watch.Event) {
+	id := index.ID{Kind: "MeshConfig", Key: ev.Key}
 	m := &model.MeshConfig{}
 	var err error
 	if cm, ok := ev.Object.(*corev1.ConfigMap); ok {

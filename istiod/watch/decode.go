@@ -72,6 +72,19 @@ var objectKinds = map[string]struct {
 	"gateway.networking.k8s.io/BackendTLSPolicy": {model.KindBackendTLSPolicy, func() metav1.Object { return &gatewayv1.BackendTLSPolicy{} }},
 }
 
+// Parse reads a file's objects as the events of their coming, for tests and tools.
+func Parse(b []byte, origin string) ([]Event, error) {
+	objects, err := decode(b)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]Event, 0, len(objects))
+	for _, o := range objects {
+		out = append(out, Event{Kind: o.id.kind, Key: o.id.key, Object: o.object, Origin: origin})
+	}
+	return out, nil
+}
+
 // decode reads the objects of a file that istiod knows and passes over all
 // others, as a cluster has kinds that are not istiod's. Documents count from 1.
 func decode(b []byte) ([]decoded, error) {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
 
 	"github.com/ambit-mesh/ambit/istiod/model"
 )
@@ -213,4 +214,43 @@ func FuzzDecode(f *testing.F) {
 			}
 		}
 	})
+}
+
+// Every kind is read under the name that the model has for it.
+func TestParseEveryKind(t *testing.T) {
+	var docs, want []string
+	for name, k := range objectKinds {
+		group, kind, _ := strings.Cut(name, "/")
+		version := "v1"
+		if group != "" {
+			version = group + "/v1"
+		}
+		docs = append(docs, fmt.Sprintf("apiVersion: %s\nkind: %s\nmetadata: {name: x, namespace: ns}\n", version, kind))
+		want = append(want, string(k.kind))
+	}
+	events, err := Parse([]byte(strings.Join(docs, "---\n")), "f")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, e := range events {
+		got = append(got, string(e.Kind))
+		cluster := e.Kind == model.KindNode || e.Kind == model.KindNamespace || e.Kind == model.KindGatewayClass
+		if (e.Key.Namespace == "") != cluster {
+			t.Errorf("%s %s: wrong namespace", e.Kind, e.Key)
+		}
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+func TestSecretsStringData(t *testing.T) {
+	events, err := Parse([]byte("apiVersion: v1\nkind: Secret\nmetadata: {name: s}\nstringData: {tls.crt: abc}\n"), "f")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := events[0].Object.(*corev1.Secret); string(got.Data["tls.crt"]) != "abc" || got.StringData != nil {
+		t.Errorf("got %+v", got)
+	}
 }

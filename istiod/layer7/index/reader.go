@@ -24,6 +24,7 @@ type Mesh interface {
 	PodsUsing(waypoint model.Key) []*model.Pod
 	Locality(node string) model.Locality
 	SetWaypoint(model.Key, *model.Waypoint)
+	SetEntry(model.Key, *model.ServiceEntry)
 }
 
 // World is everything that can be asked, beside the objects of the store.

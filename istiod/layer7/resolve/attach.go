@@ -26,16 +26,20 @@ func Attach(r *index.Reader, route *model.Route) AttachResult {
 		attachVirtual(r, route, &out)
 		return out
 	}
-	refs := references(r, route)
 	rules := ruleConditions(route)
 	for _, p := range route.Parents {
+		var c call
+		if p.Kind == model.ParentService || p.Kind == model.ParentServiceEntry {
+			c.gateway = model.MeshGateway
+		}
+		refs := references(r, route, c)
 		accepted, listeners := attachTo(r, route, p)
 		if accepted == nil {
 			continue // the parent is another controller's
 		}
 		st := model.ParentStatus{Parent: p, Conditions: []model.Condition{*accepted, refs}}
 		if accepted.OK && len(rules) > 0 {
-			st.Conditions = append(rules, refs)
+			st.Conditions = append(slices.Clone(rules), refs)
 		}
 		out.Status.Parents = append(out.Status.Parents, st)
 		if accepted.OK && p.Kind == model.ParentGateway {
@@ -200,7 +204,7 @@ func covers(a, b string) bool {
 }
 
 // references judges all that a route refers to: the first reference that leads nowhere is its condition.
-func references(r *index.Reader, route *model.Route) model.Condition {
+func references(r *index.Reader, route *model.Route, by call) model.Condition {
 	var first *model.Condition
 	check := func(c *model.Condition) {
 		if c != nil && first == nil && c.Type != typeAccepted {
@@ -215,22 +219,22 @@ func references(r *index.Reader, route *model.Route) model.Condition {
 			check(rule.Invalid)
 		}
 		for j := range rule.Backends {
-			_, _, bad := Backend(r, route, &rule.Backends[j], 0)
+			_, _, bad := Backend(r, route, &rule.Backends[j], by)
 			check(bad)
 		}
 		for j := range rule.Mirrors {
-			_, _, bad := Backend(r, route, &rule.Mirrors[j].Backend, 0)
+			_, _, bad := Backend(r, route, &rule.Mirrors[j].Backend, by)
 			check(bad)
 		}
 		if a := rule.ExternalAuth; a != nil {
-			_, _, bad := Backend(r, route, &model.Backend{Destination: a.Backend, Grant: a.Grant}, 0)
+			_, _, bad := Backend(r, route, &model.Backend{Destination: a.Backend, Grant: a.Grant}, by)
 			check(bad)
 		}
 	}
 	for _, rules := range [][]model.L4Rule{route.TCP, route.TLS} {
 		for i := range rules {
 			for j := range rules[i].Backends {
-				_, _, bad := Backend(r, route, &rules[i].Backends[j], 0)
+				_, _, bad := Backend(r, route, &rules[i].Backends[j], by)
 				check(bad)
 			}
 		}
@@ -311,7 +315,7 @@ func attachVirtual(r *index.Reader, route *model.Route, out *AttachResult) {
 			out.Gateways[id] = a
 		}
 	}
-	if c := references(r, route); !c.OK {
+	if c := references(r, route, call{gateway: model.MeshGateway}); !c.OK {
 		problems = append(problems, c.Message)
 	}
 	for i := range route.HTTP {

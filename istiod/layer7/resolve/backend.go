@@ -52,17 +52,18 @@ func Destination(r *index.Reader, d model.Destination, namespace string, calledP
 	return ClusterName(port.Port, d.Subset, d.Host), s, nil
 }
 
-// Backend finds the cluster of a route's backend, and why not.
-func Backend(r *index.Reader, route *model.Route, b *model.Backend, calledPort uint16) (string, *index.Service, *model.Condition) {
+// Backend finds the cluster of a route's backend, and why not. Inside the mesh no ReferenceGrant is asked for: the
+// caller may reach the backend without the route too, and policy there judges it by its own identity (as with Istio).
+func Backend(r *index.Reader, route *model.Route, b *model.Backend, c call) (string, *index.Service, *model.Condition) {
 	if b.Invalid != nil {
 		return "", nil, b.Invalid
 	}
-	if !r.Granted(b.Grant) {
+	if c.gateway != model.MeshGateway && !r.Granted(b.Grant) {
 		return "", nil, notResolved(gwv1.RouteReasonRefNotPermitted,
 			"no ReferenceGrant in namespace %q lets a %s of namespace %q refer to %s %q", b.Grant.ToNamespace, b.Grant.FromKind,
 			b.Grant.FromNamespace, b.Grant.ToKind, b.Grant.ToName)
 	}
-	return Destination(r, b.Destination, route.Namespace, calledPort)
+	return Destination(r, b.Destination, route.Namespace, c.port)
 }
 
 // weights makes shares of backends: those with weight 0 get nothing, and one alone gets everything.
@@ -78,13 +79,13 @@ func weights(backends []model.Backend, ordered bool) []uint32 {
 	return out
 }
 
-// share resolves the backends of a rule of connections.
-func (b *builder) l4Clusters(route *model.Route, backends []model.Backend, calledPort uint16) (out []model.WeightedCluster) {
+// l4Clusters resolves the backends of a rule of connections.
+func (b *builder) l4Clusters(route *model.Route, backends []model.Backend, c call) (out []model.WeightedCluster) {
 	for i, w := range weights(backends, route.Ordered) {
 		if w == 0 {
 			continue
 		}
-		name, _, bad := Backend(b.r, route, &backends[i], calledPort)
+		name, _, bad := Backend(b.r, route, &backends[i], c)
 		if bad == nil {
 			b.clusters[name] = true
 		}
@@ -94,14 +95,14 @@ func (b *builder) l4Clusters(route *model.Route, backends []model.Backend, calle
 }
 
 // httpClusters resolves the backends of a rule of requests; the first resolved service is for telemetry and hashing.
-func (b *builder) httpClusters(route *model.Route, backends []model.Backend, calledPort uint16) (out []model.RouteCluster, first *index.Service) {
+func (b *builder) httpClusters(route *model.Route, backends []model.Backend, c call) (out []model.RouteCluster, first *index.Service) {
 	good := false
 	for i, w := range weights(backends, route.Ordered) {
 		if w == 0 {
 			continue
 		}
 		be := &backends[i]
-		name, s, bad := Backend(b.r, route, be, calledPort)
+		name, s, bad := Backend(b.r, route, be, c)
 		if bad == nil {
 			b.clusters[name] = true
 			good = true

@@ -79,7 +79,7 @@ func (b *builder) act(out *model.RouteRule, route *model.Route, rule *model.HTTP
 	out.Action.Matches, out.Action.Backends, out.Action.Mirrors, out.Action.Delegate, out.Action.Retry = nil, nil, nil, nil, nil
 	out.Policy = b.routePolicy(route, rule)
 	if rule.ExternalAuth != nil {
-		name, ok := b.authServer(route, rule.ExternalAuth)
+		name, ok := b.authServer(route, rule.ExternalAuth, c)
 		if !ok {
 			*out = refused(out)
 			return
@@ -89,7 +89,7 @@ func (b *builder) act(out *model.RouteRule, route *model.Route, rule *model.HTTP
 	if rule.Redirect != nil || rule.Direct != nil {
 		return
 	}
-	clusters, first := b.httpClusters(route, rule.Backends, c.port)
+	clusters, first := b.httpClusters(route, rule.Backends, c)
 	if clusters == nil {
 		*out = refused(out)
 		return
@@ -98,7 +98,7 @@ func (b *builder) act(out *model.RouteRule, route *model.Route, rule *model.HTTP
 	for i := range rule.Mirrors {
 		m := &rule.Mirrors[i]
 		// A mirror that leads nowhere costs the copies, not the requests; the route's condition names it.
-		if name, _, bad := Backend(b.r, route, &m.Backend, c.port); bad == nil {
+		if name, _, bad := Backend(b.r, route, &m.Backend, c); bad == nil {
 			b.clusters[name] = true
 			out.MirrorClusters = append(out.MirrorClusters, model.MirrorCluster{Cluster: name, Share: m.Share})
 		}
@@ -147,11 +147,9 @@ func (b *builder) hashOf(clusters []model.RouteCluster) []model.HashPolicy {
 }
 
 // authServer resolves the server that a rule asks.
-func (b *builder) authServer(route *model.Route, a *model.ExtAuthz) (string, bool) {
-	if !b.r.Granted(a.Grant) {
-		return "", false
-	}
-	name, _, bad := Destination(b.r, a.Backend, route.Namespace, 0)
+func (b *builder) authServer(route *model.Route, a *model.ExtAuthz, c call) (string, bool) {
+	c.port = 0
+	name, _, bad := Backend(b.r, route, &model.Backend{Destination: a.Backend, Grant: a.Grant}, c)
 	if bad != nil {
 		return "", false
 	}

@@ -55,8 +55,10 @@ func PlainTable(port uint16) string { return "http." + strconv.Itoa(int(port)) }
 
 // TLSTable names the route table of one listener.
 func TLSTable(port uint16, g *model.Gateway, listener string) string {
-	return "https." + strconv.Itoa(int(port)) + "." + g.Namespace + "." + g.Name + "." + listener
+	return tlsPrefix(port) + g.Namespace + "." + g.Name + "." + listener
 }
+
+func tlsPrefix(port uint16) string { return "https." + strconv.Itoa(int(port)) + "." }
 
 // Ports computes the sockets of a gateway.
 func Ports(r *index.Reader, t Target) Output {
@@ -193,7 +195,7 @@ func (b *builder) tlsChains(s server) []model.PortChain {
 				c.SNI = nil
 			}
 			c.TCP = &model.TCPForward{Name: c.Name, Authz: b.known(applying[*model.Authorization](b, nil, s.state.Name)), SNI: c.SNI}
-			b.forwardTo(c.TCP, a.Route, l4, s.state.Port)
+			b.forwardTo(c.TCP, a.Route, l4, call{port: s.state.Port, gateway: s.gateway.Key.String()})
 			out = append(out, c)
 		}
 	}
@@ -244,7 +246,7 @@ func (b *builder) tcpChain(s server) model.PortChain {
 	for _, a := range b.attached(s) {
 		for _, l4 := range l4Rules(a.Route) {
 			if b.l4Names(s, a.Route, l4) != nil {
-				b.forwardTo(out.TCP, a.Route, l4, s.state.Port)
+				b.forwardTo(out.TCP, a.Route, l4, call{port: s.state.Port, gateway: s.gateway.Key.String()})
 				return out
 			}
 		}

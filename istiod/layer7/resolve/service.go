@@ -168,8 +168,9 @@ func (b *builder) direct(s *index.Service, p model.ServicePort, c call) model.Ro
 // forward is how connections to a service port go on: by the oldest TCPRoute, else TLSRoute, else VirtualService, else to it.
 func (b *builder) forward(s *index.Service, p model.ServicePort, routes *meshRoutes) *model.TCPForward {
 	out := &model.TCPForward{Name: ScopeName(s, p.Port), Authz: b.authorizations(s, p)}
+	c := call{port: p.Port, service: s.Host, gateway: model.MeshGateway}
 	if route, rule := firstL4(routes.l4); rule != nil {
-		b.forwardTo(out, route, rule, p.Port)
+		b.forwardTo(out, route, rule, c)
 		return out
 	}
 	for _, v := range routes.virtual {
@@ -177,7 +178,7 @@ func (b *builder) forward(s *index.Service, p model.ServicePort, routes *meshRou
 			continue // connections of one namespace cannot be told apart before they are forwarded
 		}
 		if rule := matchL4(v.route, p.Port, model.MeshGateway); rule != nil {
-			b.forwardTo(out, v.route, rule, p.Port)
+			b.forwardTo(out, v.route, rule, c)
 			return out
 		}
 	}
@@ -219,17 +220,17 @@ func matchL4(v *model.Route, port uint16, gateway string) *model.L4Rule {
 }
 
 // forwardTo fills in where connections go; if nowhere, they are closed.
-func (b *builder) forwardTo(out *model.TCPForward, route *model.Route, rule *model.L4Rule, port uint16) {
+func (b *builder) forwardTo(out *model.TCPForward, route *model.Route, rule *model.L4Rule, c call) {
 	if rule.Invalid != nil {
 		out.Refuse = true
 		return
 	}
 	good := false
-	for _, c := range b.l4Clusters(route, rule.Backends, port) {
+	for _, share := range b.l4Clusters(route, rule.Backends, c) {
 		// A share that leads nowhere cannot be answered with an error, as there is no protocol to do it in: an empty
 		// name is a share that is closed.
-		out.Clusters = append(out.Clusters, c)
-		good = good || c.Cluster != ""
+		out.Clusters = append(out.Clusters, share)
+		good = good || share.Cluster != ""
 	}
 	if !good {
 		out.Clusters, out.Refuse = nil, true

@@ -31,6 +31,7 @@ func Class(c *model.GatewayClass) *model.Status {
 		accepted.Type = typeAccepted
 	}
 	out.Conditions = []model.Condition{accepted}
+	out.Features = featuresOf(c.Waypoint)
 	return out
 }
 
@@ -128,6 +129,8 @@ func programmed(g *model.Gateway, accepted model.Condition, s *index.Service, go
 	switch {
 	case !accepted.OK:
 		return no(gwv1.GatewayReasonInvalid, "%s", accepted.Message)
+	case s == nil && len(g.Addresses) > 1:
+		return no(gwv1.GatewayReasonAddressNotUsable, "a gateway has one address, and %d are asked for", len(g.Addresses))
 	case s == nil:
 		return no(gwv1.GatewayReasonPending, "Service %q does not exist yet", ServiceName(g))
 	case len(got) == 0:

@@ -2,6 +2,7 @@ package resolve
 
 import (
 	"cmp"
+	"net/http"
 	"slices"
 	"strings"
 
@@ -19,9 +20,12 @@ type hosted struct {
 // Table computes one route table of a gateway; nil if no listener has it.
 func Table(r *index.Reader, t Target, name string) Output {
 	b := newBuilder(r, t)
-	var mine []server
+	var mine, others []server
 	for port, all := range servers(r, t) {
 		for _, s := range all {
+			if s.state.Protocol == model.ListenHTTPS && strings.HasPrefix(name, tlsPrefix(port)) {
+				others = append(others, s)
+			}
 			plain := s.state.Protocol == model.ListenHTTP && name == PlainTable(port)
 			tls := s.state.Protocol == model.ListenHTTPS && name == TLSTable(port, s.gateway, s.state.Name)
 			if plain || tls {
@@ -34,6 +38,7 @@ func Table(r *index.Reader, t Target, name string) Output {
 	}
 	table := &model.RouteTable{Name: name}
 	b.hosts(table, mine)
+	b.misdirected(table, mine, others)
 	return b.finish(Output{Tables: []*model.RouteTable{table}})
 }
 
@@ -69,6 +74,31 @@ func (b *builder) hosts(table *model.RouteTable, servers []server) {
 	}
 	for _, d := range sortedKeys(own) {
 		table.Hosts = append(table.Hosts, b.virtualHost(table.Name, d, own[d], all))
+	}
+}
+
+// misdirected answers 421 to requests for names of other listeners of the port: their TLS is not the one that the
+// client spoke (Gateway API, listeners[].hostname; RFC 9110 section 15.5.20).
+func (b *builder) misdirected(table *model.RouteTable, mine, others []server) {
+	own := map[string]bool{}
+	for _, h := range table.Hosts {
+		own[h.Domains[0]] = true
+	}
+	names := map[string]bool{}
+	for _, s := range others {
+		if slices.Contains(mine, s) {
+			continue
+		}
+		for _, d := range listenerDomains(s) {
+			if !own[d] {
+				names[d] = true
+			}
+		}
+	}
+	for _, d := range sortedKeys(names) {
+		table.Hosts = append(table.Hosts, model.VirtualHost{
+			Name: d, Domains: []string{d}, Rules: []model.RouteRule{{Name: "misdirected", Status: http.StatusMisdirectedRequest, Service: d}},
+		})
 	}
 }
 
