@@ -82,7 +82,7 @@ func (renderer) Endpoints(p *model.Proxy, e *model.Endpoints) (layer7.Resource, 
 func (a *App) makeLayer7(context.Context) error {
 	s := a.settings
 	a.directory = push.NewDirectory()
-	cfg := layer7.Config{Config: a.translation(), Log: a.log.Logger("layer7"), Metrics: a.registry}
+	cfg := layer7.Config{Config: a.translation(), Settled: a.settled, Log: a.log.Logger("layer7"), Metrics: a.registry}
 	a.keys = jwks.New(jwks.Config{Log: a.log.Logger("jwks"), Changed: func(uri, issuer string) { a.engine.KeysChanged(uri, issuer) }})
 	cfg.Keys = a.keys
 	var err error
@@ -132,6 +132,21 @@ func (a *App) leadLayer7(ctx context.Context, g *errgroup.Group) {
 	if a.deployer != nil {
 		g.Go(func() error { return a.deployer.Run(ctx) })
 	}
+}
+
+// settled tells whether replicas of a proxy are connected, and whether all have taken what they were sent.
+func (a *App) settled(proxy model.Key) (connected, settled bool) {
+	settled = true
+	for _, p := range a.xds.Proxies() {
+		if p.Gateway != proxy.String() {
+			continue
+		}
+		connected = true
+		for _, t := range p.Types {
+			settled = settled && t.Behind == 0 && t.InFlight == 0
+		}
+	}
+	return connected, settled
 }
 
 // choose finds what a stream is served. A proxy that no Gateway of the Gateway API stands for may be one that Istio's

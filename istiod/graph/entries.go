@@ -34,6 +34,9 @@ func (g *Graph) flushEntry(c *collector, k model.Key) {
 	now := map[string]struct{}{}
 	if e := g.entries[k]; e != nil {
 		b := g.bind(e.Waypoint, nil, k.Namespace)
+		for _, host := range e.Hosts { // all of them are served, or none
+			b.Waypoint, b.Canary = g.usable(b.Waypoint, k.Namespace+"/"+host), g.usable(b.Canary, k.Namespace+"/"+host)
+		}
 		if translate.EntryPublished(e, b.Waypoint) {
 			g.putEntry(c, e, b, now)
 		}

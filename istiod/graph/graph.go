@@ -47,6 +47,8 @@ type Graph struct {
 	policies   map[model.Key]*translate.Policy
 	peerAuths  map[string]map[string]*model.PeerAuthentication
 	waypoints  map[model.Key]*model.Waypoint
+	// served are the services, "namespace/hostname", that a waypoint is configured for: only then are ztunnels told.
+	served map[model.Key]map[string]struct{}
 	// entries are ServiceEntries, and entryOutputs the names of what each gave.
 	entries      map[model.Key]*model.ServiceEntry
 	entryOutputs map[model.Key]map[string]struct{}
@@ -107,6 +109,7 @@ func New(cfg Config, sink Sink) (*Graph, error) {
 		policies:         map[model.Key]*translate.Policy{},
 		peerAuths:        map[string]map[string]*model.PeerAuthentication{},
 		waypoints:        map[model.Key]*model.Waypoint{},
+		served:           map[model.Key]map[string]struct{}{},
 		entries:          map[model.Key]*model.ServiceEntry{},
 		entryOutputs:     map[model.Key]map[string]struct{}{},
 		podLabels:        newLabelIndex(),

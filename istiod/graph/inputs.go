@@ -286,6 +286,8 @@ func (g *Graph) SetWaypoint(k model.Key, w *model.Waypoint) {
 	delete(g.waypoints, k)
 	if w != nil {
 		g.waypoints[k] = w
+	} else {
+		delete(g.served, k)
 	}
 	g.markEntries()
 	refers := func(own model.WaypointRef, namespace string) bool {

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
+	"strings"
 
 	"github.com/ambit-mesh/ambit/istiod/model"
 )
@@ -268,11 +269,71 @@ func (g *Graph) Locality(node string) model.Locality {
 	return model.Locality{}
 }
 
+// SetServed says whether a waypoint's proxies are configured for services, given as "namespace/hostname". Ztunnels
+// are told of the waypoint of a service only then: traffic that came first would find nobody who knows the service.
+func (g *Graph) SetServed(waypoint model.Key, names []string, served bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.waypoints[waypoint] == nil && served || g.served[waypoint] == nil && !served {
+		return
+	}
+	if g.served[waypoint] == nil {
+		g.served[waypoint] = map[string]struct{}{}
+	}
+	for _, n := range names {
+		if _, is := g.served[waypoint][n]; is == served {
+			continue
+		}
+		if served {
+			g.served[waypoint][n] = struct{}{}
+		} else {
+			delete(g.served[waypoint], n)
+		}
+		if k, ok := g.byResource(n); ok {
+			g.dirty.services[k] = struct{}{}
+		} else {
+			g.markEntries()
+		}
+	}
+	if g.synced {
+		g.flush()
+	}
+	g.tell()
+}
+
+// Serves tells what SetServed said.
+func (g *Graph) Serves(waypoint model.Key, name string) bool {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	_, ok := g.served[waypoint][name]
+	return ok
+}
+
+// byResource finds the Service that has a name on the wire.
+func (g *Graph) byResource(name string) (model.Key, bool) {
+	ns, host, _ := strings.Cut(name, "/")
+	short, _, _ := strings.Cut(host, ".")
+	k := model.Key{Namespace: ns, Name: short}
+	s := g.services[k]
+	return k, s != nil && s.Hostname == host
+}
+
+// usable leaves a waypoint only if it can take the traffic of a service.
+func (g *Graph) usable(w *model.Waypoint, name string) *model.Waypoint {
+	if w == nil || !w.Ready {
+		return nil
+	}
+	if _, ok := g.served[w.Key][name]; !ok {
+		return nil
+	}
+	return w
+}
+
 // Binding is which waypoint a service uses, and why not if it asks for one in vain.
 type Binding struct {
 	// Asked is what labels ask for; it is zero if they ask for none.
 	Asked model.Key
-	// Waypoint and Canary are what it got.
+	// Waypoint and Canary are what it got; they take traffic only once they are Ready.
 	Waypoint, Canary *model.Waypoint
 	CanaryWeight     uint32
 	// Reason and Message say why Waypoint is nil or, if it is not, why Canary is.
@@ -376,6 +437,9 @@ func (g *Graph) waypointOf(ref model.WaypointRef, namespace string, traffic mode
 		return nil
 	}
 	w, _, _ := g.attach(ref.Key, namespace, traffic)
+	if w == nil || !w.Ready && traffic == model.TrafficService {
+		return nil
+	}
 	return w
 }
 

@@ -7,11 +7,13 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/proto"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/ambit-mesh/ambit/api/ports"
+	"github.com/ambit-mesh/ambit/api/workload"
 	"github.com/ambit-mesh/ambit/istiod/model"
 	"github.com/ambit-mesh/ambit/istiod/watch"
 )
@@ -37,7 +39,6 @@ func listening(g *Graph) *Changes {
 }
 
 func key(ns, name string) model.Key { return model.Key{Namespace: ns, Name: name} }
-
 
 func TestListenerHearsWhatChanged(t *testing.T) {
 	g, _ := newGraph(t)
@@ -243,7 +244,11 @@ func TestServiceEntriesReachZtunnels(t *testing.T) {
 	if got := entries(); len(got) != 0 {
 		t.Errorf("dns without waypoint: %v", got)
 	}
-	g.SetWaypoint(key("a", "w"), &model.Waypoint{Key: key("a", "w"), Hostname: "w.a.svc.cluster.local", HBONEPort: ports.HBONE})
+	g.SetWaypoint(key("a", "w"), &model.Waypoint{Key: key("a", "w"), Hostname: "w.a.svc.cluster.local", HBONEPort: ports.HBONE, Ready: true})
+	if got := entries(); len(got) != 0 {
+		t.Errorf("dns with a waypoint that does not know it: %v", got)
+	}
+	g.SetServed(key("a", "w"), []string{"a/x.example.com"}, true)
 	if want := []string{"a/x.example.com"}; !slices.Equal(entries(), want) {
 		t.Errorf("dns with waypoint: %v, want %v", entries(), want)
 	}
@@ -263,4 +268,53 @@ func TestPodsUsingAWaypoint(t *testing.T) {
 	if got := g.PodsUsing(key("a", "w")); len(got) != 1 || got[0].Name != "in" {
 		t.Errorf("got %v", got)
 	}
+}
+
+// Ztunnels hear of a service's waypoint when it can take traffic and knows the service, and not before.
+func TestWaypointIsToldWhenItServes(t *testing.T) {
+	g, _ := newGraph(t)
+	g.Handle(namespaceEvent("a", map[string]string{ports.LabelUseWaypoint: "w"}))
+	g.Handle(labelled("a", "web", nil, nil))
+	g.Synced()
+	told := func() bool { return g.service(t, "a", "web").GetWaypoint() != nil }
+	w := &model.Waypoint{Key: key("a", "w"), Hostname: "w.a.svc.cluster.local", HBONEPort: ports.HBONE}
+	g.SetWaypoint(w.Key, w)
+	if g.Binding(key("a", "web")).Waypoint == nil {
+		t.Error("layer 7 does not know of a waypoint that is not ready")
+	}
+	name := []string{"a/web.a.svc.cluster.local"}
+	g.SetServed(w.Key, name, true)
+	if told() {
+		t.Error("told of a waypoint that is not ready")
+	}
+	ready := *w
+	ready.Ready = true
+	g.SetWaypoint(w.Key, &ready)
+	if !told() {
+		t.Error("not told of a waypoint that serves")
+	}
+	g.SetServed(w.Key, name, false)
+	if told() {
+		t.Error("told of a waypoint that serves no more")
+	}
+	g.SetServed(w.Key, name, true)
+	g.SetWaypoint(w.Key, nil)
+	g.SetWaypoint(w.Key, &ready)
+	if told() {
+		t.Error("a waypoint that was made anew serves what the old one did")
+	}
+}
+
+// service is what ztunnels are told of a service.
+func (g *Graph) service(t *testing.T, ns, name string) *workload.Service {
+	t.Helper()
+	r := g.outputs[ports.TypeAddress][ns+"/"+name+"."+ns+".svc.cluster.local"]
+	if r == nil {
+		t.Fatalf("nothing is told of service %s/%s", ns, name)
+	}
+	a := &workload.Address{}
+	if err := proto.Unmarshal(r.Content(), a); err != nil {
+		t.Fatal(err)
+	}
+	return a.GetService()
 }

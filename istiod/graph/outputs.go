@@ -98,7 +98,7 @@ func (g *Graph) flushPod(c *collector, k model.Key) {
 	in := translate.WorkloadInputs{
 		Services: g.servicesOf(p),
 		Policies: g.policiesOf(p),
-		Waypoint: g.waypointOf(p.Waypoint, p.Namespace, model.TrafficWorkload),
+		Waypoint: ready(g.waypointOf(p.Waypoint, p.Namespace, model.TrafficWorkload)),
 	}
 	if n := g.nodes[p.Node]; n != nil {
 		in.Locality = n.Locality
@@ -120,6 +120,14 @@ func (g *Graph) flushPod(c *collector, k model.Key) {
 		keys = append(keys, push.NodeKey(p.Node))
 	}
 	c.put(uid, &workload.Address{Type: &workload.Address_Workload{Workload: w}}, aliases, keys)
+}
+
+// ready leaves a waypoint only if it can take traffic.
+func ready(w *model.Waypoint) *model.Waypoint {
+	if w == nil || !w.Ready {
+		return nil
+	}
+	return w
 }
 
 // servicesOf lists the services that a pod is an endpoint of, in order.
@@ -220,7 +228,8 @@ func (g *Graph) flushService(c *collector, k model.Key) {
 	}
 	if !s.NoWaypoint {
 		b := g.bind(s.Waypoint, s.IngressWaypoint, s.Namespace)
-		in.Waypoint, in.Canary, in.CanaryWeight, in.IngressWaypoint = b.Waypoint, b.Canary, b.CanaryWeight, b.Ingress
+		in.Waypoint, in.Canary = g.usable(b.Waypoint, name), g.usable(b.Canary, name)
+		in.CanaryWeight, in.IngressWaypoint = b.CanaryWeight, b.Ingress
 	}
 	aliases := make([]string, 0, len(s.VIPs))
 	for _, ip := range s.VIPs {

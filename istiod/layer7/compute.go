@@ -137,7 +137,7 @@ func (e *Engine) runGateway(r *index.Reader, id index.ID) any {
 	if c == nil || !c.Ours || c.Invalid != nil {
 		return nil
 	}
-	out := resolve.Gateway(r, g, e.bound[id.Key], e.first)
+	out := resolve.Gateway(r, g, e.wasReady(id.Key), e.first)
 	if problem := e.deployed[id.Key]; problem != nil {
 		out.Status.Conditions = replace(out.Status.Conditions, *problem)
 	}
@@ -148,6 +148,13 @@ func (e *Engine) runGateway(r *index.Reader, id index.ID) any {
 		})
 	}
 	return &gatewayOutput{g, out}
+}
+
+// wasReady tells that a waypoint has taken traffic: from then on it keeps it, whatever becomes of its pods, because to
+// pass it by would be to pass by its policies.
+func (e *Engine) wasReady(gateway model.Key) bool {
+	w := e.waypoints[gateway]
+	return w != nil && w.Ready
 }
 
 // conditionConfig tells of configuration that the proxy itself refused, which goes on with what it had.

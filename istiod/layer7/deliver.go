@@ -25,6 +25,8 @@ type delivery struct {
 	// broken are units that could not be rendered, by what they are.
 	broken     map[string]string
 	registered string
+	// served are the services that node proxies were told, or are about to be told, to send here.
+	served map[string]bool
 }
 
 // resourceID names a resource of a proxy.
@@ -33,7 +35,7 @@ type resourceID struct{ typeURL, name string }
 func newDelivery() delivery {
 	return delivery{
 		stale: map[unit]struct{}{}, given: map[unit]map[resourceID]*push.Resource{}, holders: map[resourceID]int{},
-		live: map[resourceID]*push.Resource{}, broken: map[string]string{},
+		live: map[resourceID]*push.Resource{}, broken: map[string]string{}, served: map[string]bool{},
 	}
 }
 
@@ -71,7 +73,8 @@ func (e *Engine) deliverTo(key model.Key, p *proxy) {
 		}
 	}
 	touched := map[resourceID]struct{}{}
-	for u := range p.stale {
+	stale := p.stale
+	for u := range stale {
 		e.renderUnit(p, u, touched)
 	}
 	p.stale = map[unit]struct{}{}
@@ -83,6 +86,9 @@ func (e *Engine) deliverTo(key model.Key, p *proxy) {
 	if p.registered != p.target.ServiceAccount {
 		p.registered = p.target.ServiceAccount
 		e.caches.Register(key, p.registered)
+	}
+	for u := range stale {
+		e.serve(key, p, u)
 	}
 }
 

@@ -23,8 +23,15 @@ import (
 	"github.com/ambit-mesh/ambit/istiod/watch"
 )
 
-// recheck is how often what depends on time is looked at: certificates that expire.
-const recheck = 10 * time.Minute
+const (
+	// recheck is how often what depends on time is looked at: certificates that expire, services that linger.
+	recheck = time.Minute
+	// linger is how long a waypoint goes on serving a service that has left it: longer than clients keep idle
+	// connections, and than a slow rollout takes.
+	linger = 10 * time.Minute
+	// maxJoined bounds the proxies that join by their pods' labels: a pod may name its gateway as it likes.
+	maxJoined = 1000
+)
 
 // Mesh is what the engine asks of package graph.
 type Mesh interface {
@@ -82,6 +89,9 @@ type Config struct {
 	Keys        Keys
 	Log         *slog.Logger
 	Metrics     prometheus.Registerer
+	// Settled tells whether a proxy's replicas are connected here, and whether all of them have taken what they were
+	// sent. Nil is a world in which they always have.
+	Settled func(proxy model.Key) (connected, settled bool)
 	// Now is time.Now unless a test wants another.
 	Now func() time.Time
 }
@@ -113,8 +123,13 @@ type Engine struct {
 	// attached are the routes of each gateway.
 	attached map[index.ID]map[unit]struct{}
 	// joined are proxies that Istio's Gateways choose, by their pods.
-	joined   map[model.Key]*model.Pod
-	bound    map[model.Key]bool // waypoints that the graph knows
+	joined map[model.Key]*model.Pod
+	// waypoints are those that the graph knows.
+	waypoints map[model.Key]*model.Waypoint
+	// parting are parts of services that have left a waypoint, with when they end; serving are those that the graph is
+	// not told of yet.
+	parting  map[unit]time.Time
+	serving  map[model.Key]*announcement
 	deployed map[model.Key]*model.Condition
 	rejected map[model.Key]map[string]string
 	statuses map[index.ID]*model.Status
@@ -158,7 +173,9 @@ func New(cfg Config, mesh Mesh, r Renderer, caches Caches) (*Engine, error) {
 		proxies:    map[model.Key]*proxy{},
 		attached:   map[index.ID]map[unit]struct{}{},
 		joined:     map[model.Key]*model.Pod{},
-		bound:      map[model.Key]bool{},
+		waypoints:  map[model.Key]*model.Waypoint{},
+		parting:    map[unit]time.Time{},
+		serving:    map[model.Key]*announcement{},
 		deployed:   map[model.Key]*model.Condition{},
 		rejected:   map[model.Key]map[string]string{},
 		statuses:   map[index.ID]*model.Status{},
@@ -182,6 +199,8 @@ func New(cfg Config, mesh Mesh, r Renderer, caches Caches) (*Engine, error) {
 func (e *Engine) Run(ctx context.Context) error {
 	t := time.NewTicker(recheck)
 	defer t.Stop()
+	look := time.NewTimer(0)
+	defer look.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -189,8 +208,12 @@ func (e *Engine) Run(ctx context.Context) error {
 		case <-e.wake:
 		case <-t.C:
 			e.expire()
+		case <-look.C:
 		}
 		e.Flush()
+		if e.Announce() {
+			look.Reset(settlePoll)
+		}
 	}
 }
 
@@ -313,29 +336,30 @@ func (e *Engine) Rejected(r push.Rejection) {
 	e.poke()
 }
 
-// Join makes a proxy of a pod that some Istio Gateway chooses, and tells whether there is one. The Gateway API's own
-// gateways need no joining.
+// Join makes a proxy of a pod that no Gateway of the Gateway API stands for, and tells whether it may be one: what it
+// serves is for Istio's Gateways to say, by the pod's labels, now or later. The name of a proxy belongs to the service
+// account that took it first, as long as pods of it are there.
 func (e *Engine) Join(proxy model.Key, pod *model.Pod) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.store.Peek(index.NewID(model.KindGateway, proxy)) != nil {
+	if e.store.Peek(index.NewID(model.KindGateway, proxy)) != nil || pod.Labels[resolve.LabelGateway] != "" {
+		return true // the Gateway is its proxy, once it is known
+	}
+	old := e.joined[proxy]
+	switch {
+	case old == nil && len(e.joined) >= maxJoined:
+		return false
+	case old != nil && old.ServiceAccount != pod.ServiceAccount && len(e.mesh.PodsByLabels(proxy.Namespace, resolve.Stable(old.Labels))) > 0:
+		return false
+	case old != nil && old.ServiceAccount == pod.ServiceAccount && reflect.DeepEqual(resolve.Stable(old.Labels), resolve.Stable(pod.Labels)):
 		return true
 	}
-	chosen := slices.ContainsFunc(e.store.Kind(model.KindIstioGateway), func(id index.ID) bool {
-		g, ok := e.store.Peek(id).(*model.Gateway)
-		return ok && chooses(g.Selector, pod.Labels)
-	})
-	if !chosen {
-		return false
-	}
-	if old := e.joined[proxy]; old == nil || old.ServiceAccount != pod.ServiceAccount || !reflect.DeepEqual(resolve.Stable(old.Labels), resolve.Stable(pod.Labels)) {
-		e.joined[proxy] = pod
-		u := unit{kind: unitTarget, proxy: proxy}
-		e.ensure(u)
-		e.mark(u)
-		if e.synced {
-			e.flush()
-		}
+	e.joined[proxy] = pod
+	u := unit{kind: unitTarget, proxy: proxy}
+	e.ensure(u)
+	e.mark(u)
+	if e.synced {
+		e.flush()
 	}
 	return true
 }
@@ -354,6 +378,7 @@ func chooses(selector, labels map[string]string) bool {
 func (e *Engine) expire() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	e.leave()
 	for d := range e.subs {
 		if d.Kind == index.Object && (strings.HasPrefix(d.Name, string(model.KindSecret)+"/") || strings.HasPrefix(d.Name, string(model.KindConfigMap)+"/")) {
 			e.touch(d)

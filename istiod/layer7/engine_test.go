@@ -208,11 +208,18 @@ func TestIstioGateway(t *testing.T) {
 	w.synced()
 	key := model.Key{Namespace: "shop", Name: "edge"}
 	pod := w.graph.Pod(model.Key{Namespace: "shop", Name: "edge-1"})
-	if w.engine.Join(model.Key{Namespace: "shop", Name: "none"}, w.graph.Pod(model.Key{Namespace: "shop", Name: "web-1"})) {
-		t.Error("a pod that no Gateway chooses joined")
-	}
 	if !w.engine.Join(key, pod) {
 		t.Fatal("the pod did not join")
+	}
+	if w.engine.Join(key, w.graph.Pod(model.Key{Namespace: "shop", Name: "web-1"})) {
+		t.Error("a pod of another service account took the proxy's name")
+	}
+	none := model.Key{Namespace: "shop", Name: "none"}
+	if !w.engine.Join(none, w.graph.Pod(model.Key{Namespace: "shop", Name: "web-1"})) {
+		t.Error("a gateway that no Gateway chooses yet cannot start")
+	}
+	if p := w.engine.units[unit{kind: unitProxy, proxy: none}].output.(*proxyOutput).proxy; len(p.Ports) != 0 {
+		t.Errorf("it has %+v", p.Ports)
 	}
 	p := w.engine.units[unit{kind: unitProxy, proxy: key}].output.(*proxyOutput).proxy
 	var chains []string
@@ -238,6 +245,66 @@ func TestIstioGateway(t *testing.T) {
 	table := w.engine.units[unit{kind: unitTable, proxy: key, name: "http.80"}]
 	if text := fmt.Sprintf("%+v", table.output); !strings.Contains(text, "Tables") {
 		t.Errorf("table: %s", text)
+	}
+}
+
+// A new service is announced to node proxies only after the waypoint has taken it; one that leaves is served on for a
+// while, and taken up again at once if it comes back.
+func TestMakeBeforeBreak(t *testing.T) {
+	at := now
+	w := newWorld(t)
+	connected, settled := true, false
+	w.engine.cfg.Settled = func(model.Key) (bool, bool) { return connected, settled }
+	w.engine.cfg.Now = func() time.Time { return at }
+	w.feed(common(t))
+	w.synced()
+	served := func(name string) bool { return w.graph.Serves(waypointKey, "shop/"+name+".shop.svc.cluster.local") }
+	if !served("web") {
+		t.Error("what was there at the start is not served at once")
+	}
+	w.feed([]byte(service(1, "/a")))
+	at = at.Add(settleMin)
+	if waiting := w.engine.Announce(); !waiting || served("s1") {
+		t.Error("announced before the proxy had it")
+	}
+	settled = true
+	if waiting := w.engine.Announce(); waiting || !served("s1") {
+		t.Error("not announced although the proxy has it")
+	}
+	// A proxy that answers never holds it up for a bounded time only.
+	settled = false
+	w.feed([]byte(service(2, "/a")))
+	at = at.Add(settleMax)
+	if w.engine.Announce(); !served("s2") {
+		t.Error("not announced although it was waited for long enough")
+	}
+	connected = false
+	w.feed([]byte(service(3, "/a")))
+	at = at.Add(settleAlone)
+	if w.engine.Announce(); !served("s3") {
+		t.Error("not announced although no proxy is connected")
+	}
+
+	cache := w.caches.Get(waypointKey)
+	scope := "shop/web.shop.svc.cluster.local:80"
+	label := "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {%s}}\n"
+	w.feed([]byte(fmt.Sprintf(label, "")))
+	if cache.Get(push.TypeScope, scope) == nil {
+		t.Fatal("a service that left is forgotten at once")
+	}
+	at = at.Add(linger / 2)
+	w.feed([]byte(fmt.Sprintf(label, "istio.io/use-waypoint: waypoint")))
+	at = at.Add(linger)
+	w.engine.expire()
+	if cache.Get(push.TypeScope, scope) == nil || !served("web") {
+		t.Fatal("a service that came back is forgotten")
+	}
+	w.feed([]byte(fmt.Sprintf(label, "")))
+	at = at.Add(linger + time.Second)
+	w.engine.expire()
+	w.engine.Flush()
+	if cache.Get(push.TypeScope, scope) != nil || served("web") {
+		t.Error("a service that left long ago is still served")
 	}
 }
 

@@ -2,6 +2,7 @@ package layer7
 
 import (
 	"cmp"
+	"maps"
 	"reflect"
 	"slices"
 	"strings"
@@ -90,10 +91,10 @@ func (e *Engine) gatewayBecame(u unit, now any) {
 	g, ok := now.(*gatewayOutput)
 	target := unit{kind: unitTarget, proxy: key}
 	if !ok {
+		e.setWaypoint(key, nil)
 		if e.joined[key] == nil {
 			e.drop(target)
 		}
-		e.setWaypoint(key, nil)
 		e.setStatus(u.id, nil)
 		if e.cfg.Deployments != nil {
 			e.cfg.Deployments.Delete(key)
@@ -120,14 +121,18 @@ func (e *Engine) withClass(g *model.Gateway) *model.Gateway {
 }
 
 func (e *Engine) setWaypoint(key model.Key, w *model.Waypoint) {
-	if w == nil && !e.bound[key] {
+	if reflect.DeepEqual(e.waypoints[key], w) {
 		return
 	}
-	e.bound[key] = w != nil
+	again := e.waypoints[key] == nil
+	e.waypoints[key] = w
 	if w == nil {
-		delete(e.bound, key)
+		delete(e.waypoints, key)
 	}
 	e.mesh.SetWaypoint(key, w)
+	if p := e.proxies[key]; w != nil && again && p != nil {
+		e.mesh.SetServed(key, slices.Collect(maps.Keys(p.served)), true)
+	}
 	e.touch(index.Dep{Kind: index.Binding, Name: index.AllEntries})
 }
 
@@ -162,12 +167,42 @@ func (e *Engine) bindingBecame(u unit, old, now any) {
 func (e *Engine) rebind(id index.ID, host string, before, after []model.Key) {
 	for _, w := range before {
 		if !slices.Contains(after, w) {
-			e.drop(unit{kind: unitService, proxy: w, id: id, name: host})
+			e.part(unit{kind: unitService, proxy: w, id: id, name: host})
 		}
 	}
 	for _, w := range after {
 		if p := e.proxies[w]; p != nil && p.target != nil && p.target.Waypoint {
-			e.ensure(unit{kind: unitService, proxy: w, id: id, name: host})
+			u := unit{kind: unitService, proxy: w, id: id, name: host}
+			delete(e.parting, u)
+			e.ensure(u)
+		}
+	}
+}
+
+// part lets a waypoint go on serving a service that has left it for a while: node proxies have yet to hear of it, and
+// connections that came through the waypoint live on. A service that is gone leaves at once.
+func (e *Engine) part(u unit) {
+	if e.units[u] == nil {
+		return
+	}
+	there := e.mesh.Service(u.id.Key) != nil
+	if u.id.Kind == model.KindServiceEntry {
+		there = e.store.Peek(u.id) != nil
+	}
+	if !there {
+		e.drop(u)
+		return
+	}
+	e.parting[u] = e.cfg.Now().Add(linger)
+}
+
+// leave ends what has lingered long enough.
+func (e *Engine) leave() {
+	now := e.cfg.Now()
+	for u, until := range e.parting {
+		if now.After(until) {
+			delete(e.parting, u)
+			e.drop(u)
 		}
 	}
 }

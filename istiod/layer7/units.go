@@ -95,7 +95,11 @@ func (e *Engine) drop(u unit) {
 	e.unsubscribe(u, s)
 	delete(e.units, u)
 	delete(e.dirty[u.kind], u)
+	delete(e.parting, u)
 	e.gone(u, s.output)
+	if u.kind == unitService {
+		e.unserve(u)
+	}
 }
 
 func (e *Engine) unsubscribe(u unit, s *state) {

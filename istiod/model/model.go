@@ -141,6 +141,8 @@ type Waypoint struct {
 	Hostname  string
 	Address   netip.Addr
 	HBONEPort uint16
+	// Ready says that it can take traffic; before that, only layer 7 knows of it.
+	Ready bool
 	// AllNamespaces or Namespaces say who may attach beside the waypoint's own namespace.
 	AllNamespaces bool
 	Namespaces    map[string]bool

@@ -24,6 +24,7 @@ type Mesh interface {
 	PodsUsing(waypoint model.Key) []*model.Pod
 	Locality(node string) model.Locality
 	SetWaypoint(model.Key, *model.Waypoint)
+	SetServed(waypoint model.Key, names []string, served bool)
 	SetEntry(model.Key, *model.ServiceEntry)
 }
 

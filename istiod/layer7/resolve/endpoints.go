@@ -85,7 +85,7 @@ func (b *builder) waypointOf(s *index.Service) *model.Waypoint {
 	if b.t.Waypoint {
 		return nil
 	}
-	if bound := b.r.BindingOf(s); bound.Ingress {
+	if bound := b.r.BindingOf(s); bound.Ingress && bound.Waypoint != nil && bound.Waypoint.Ready {
 		return bound.Waypoint
 	}
 	return nil

@@ -8,6 +8,7 @@ import (
 	gwv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/ambit-mesh/ambit/api/ports"
+	"github.com/ambit-mesh/ambit/istiod/graph"
 	"github.com/ambit-mesh/ambit/istiod/layer7/index"
 	"github.com/ambit-mesh/ambit/istiod/model"
 	"github.com/ambit-mesh/ambit/istiod/translate"
@@ -71,8 +72,9 @@ func Gateway(r *index.Reader, g *model.Gateway, bound, started bool) GatewayResu
 	if c := clientCertificate(r, g); c != nil {
 		out.Status.Conditions = append(out.Status.Conditions, *c)
 	}
-	if g.Waypoint && accepted.OK && s != nil && (ready > 0 || bound || started && pods > 0) {
-		out.Waypoint = waypoint(r, g, s)
+	if g.Waypoint && accepted.OK {
+		out.Waypoint = waypoint(r, g, translate.ServiceHostname(r.Config, key))
+		out.Waypoint.Ready = s != nil && (ready > 0 || bound || started && pods > 0)
 	}
 	return out
 }
@@ -170,8 +172,8 @@ func clientCertificate(r *index.Reader, g *model.Gateway) *model.Condition {
 }
 
 // waypoint is what a use-waypoint label resolves to.
-func waypoint(r *index.Reader, g *model.Gateway, s *index.Service) *model.Waypoint {
-	out := &model.Waypoint{Key: g.Key, For: g.For, Hostname: s.Host, HBONEPort: ports.HBONE, Namespaces: map[string]bool{}}
+func waypoint(r *index.Reader, g *model.Gateway, host string) *model.Waypoint {
+	out := &model.Waypoint{Key: g.Key, For: g.For, Hostname: host, HBONEPort: ports.HBONE, Namespaces: map[string]bool{}}
 	for i := range g.Listeners {
 		l := &g.Listeners[i]
 		switch {
@@ -199,6 +201,14 @@ func Binding(r *index.Reader, s *index.Service) (*model.Condition, []model.Key) 
 		c := condition(typeBound, b.Reason, b.Message, false)
 		return &c, nil
 	}
+	keys := []model.Key{b.Waypoint.Key}
+	if b.Canary != nil {
+		keys = append(keys, b.Canary.Key)
+	}
+	if !b.Waypoint.Ready {
+		c := condition(typeBound, graph.ReasonNotReady, fmt.Sprintf("waypoint %q is not ready", b.Waypoint.Key), false)
+		return &c, keys // it is configured, so that it knows the service once it is
+	}
 	message := "attached to waypoint " + b.Waypoint.Key.String()
 	switch {
 	case b.Ingress:
@@ -208,10 +218,6 @@ func Binding(r *index.Reader, s *index.Service) (*model.Condition, []model.Key) 
 	}
 	if b.Reason != "" {
 		message += "; canary waypoint not attached: " + b.Message
-	}
-	keys := []model.Key{b.Waypoint.Key}
-	if b.Canary != nil {
-		keys = append(keys, b.Canary.Key)
 	}
 	c := condition(typeBound, "WaypointAccepted", message, true)
 	return &c, keys
