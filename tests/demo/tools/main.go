@@ -44,10 +44,11 @@ func command() *cobra.Command {
   tools request POST http://127.0.0.1:9090/reset
   tools lookup web.shop.svc.cluster.local
   tools serve --name product --version v1
-  tools fetch --count 100 --header "X-group: test" http://product/`,
+  tools fetch --count 100 --header "X-group: test" http://product/
+  tools collect --listen :4317`,
 	}
 	root.AddCommand(loadCommand(), echoCommand(), requestCommand(), getCommand(), lookupCommand(),
-		serveCommand(), fetchCommand())
+		serveCommand(), fetchCommand(), collectCommand())
 	return root
 }
 
