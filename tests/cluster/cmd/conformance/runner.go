@@ -57,7 +57,7 @@ func (r *runner) build(ctx context.Context) error {
 	if err := os.MkdirAll(r.out, 0o755); err != nil {
 		return fmt.Errorf("make %q: %w", r.out, err)
 	}
-	if err := goCommand(ctx, r.module(), "test", "-c", "-o", r.binary(), "."); err != nil {
+	if err := goCommand(ctx, r.module(), "test", "-c", "-o", r.binary(), "./suite"); err != nil {
 		return err
 	}
 	built := map[string]string{}
