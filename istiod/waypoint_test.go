@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"fmt"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -25,11 +26,16 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	gwv1 "sigs.k8s.io/gateway-api/apis/v1"
+	gatewayfake "sigs.k8s.io/gateway-api/pkg/client/clientset/versioned/fake"
 
 	"github.com/ambit-mesh/ambit/api/ports"
 	"github.com/ambit-mesh/ambit/api/workload"
 	"github.com/ambit-mesh/ambit/istiod/push"
 	"github.com/ambit-mesh/ambit/istiod/push/pushtest"
+	"github.com/ambit-mesh/ambit/istiod/watch"
 )
 
 const waypointYAML = `
@@ -252,4 +258,42 @@ func TestDirectoryToWaypoint(t *testing.T) {
 	if page := p.get("/debug/proxies"); !strings.Contains(page, table) {
 		t.Errorf("the waypoint forgot at once what it served: %s", page)
 	}
+}
+
+// The Gateway API may be there in part, as older releases have it: what is there works, and what is missing is named.
+func TestGatewayAPIInPart(t *testing.T) {
+	p := prepare(t, true, nil, namespace("istio-system", nil), namespace("shop", map[string]string{ports.LabelUseWaypoint: "waypoint"}),
+		&corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"}, Spec: corev1.ServiceSpec{
+			ClusterIP: "10.96.0.1", Ports: []corev1.ServicePort{{Name: "http", Port: 80}}}},
+		&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "s"}, Data: map[string][]byte{"password": {1}}})
+	api := gatewayfake.NewSimpleClientset()
+	api.Fake.Resources = []*metav1.APIResourceList{{GroupVersion: "gateway.networking.k8s.io/v1", APIResources: []metav1.APIResource{
+		{Kind: "GatewayClass"}, {Kind: "Gateway"}, {Kind: "HTTPRoute"}}}}
+	p.app.clients.Gateway = api
+	p.app.source = watch.NewKubernetes(*p.app.clients, p.app.log.Logger("watch"))
+	ctx := t.Context()
+	v1 := api.GatewayV1()
+	if _, err := v1.GatewayClasses().Create(ctx, &gwv1.GatewayClass{
+		ObjectMeta: metav1.ObjectMeta{Name: "istio-waypoint"}, Spec: gwv1.GatewayClassSpec{ControllerName: "istio.io/mesh-controller"},
+	}, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	p.run()
+	eventually(t, "ready", func() bool { return strings.HasPrefix(p.get("/ready"), "ready") })
+	missing := func() string { return fmt.Sprint(p.app.source.Conditions()) }
+	if got := missing(); !strings.Contains(got, "TCPRoute") || strings.Contains(got, "HTTPRoute") {
+		t.Errorf("the kinds that are missing are not named: %s", got)
+	}
+	group, kind := gwv1.Group(""), gwv1.Kind("Service")
+	if _, err := v1.HTTPRoutes("shop").Create(ctx, &gwv1.HTTPRoute{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "r"}, Spec: gwv1.HTTPRouteSpec{
+			CommonRouteSpec: gwv1.CommonRouteSpec{ParentRefs: []gwv1.ParentReference{{Group: &group, Kind: &kind, Name: "web"}}}},
+	}, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the route is judged", func() bool { return strings.Contains(p.get("/debug/statuses?name=shop/r"), "Accepted") })
+	api.Fake.Lock()
+	api.Fake.Resources[0].APIResources = append(api.Fake.Resources[0].APIResources, metav1.APIResource{Kind: "TCPRoute"})
+	api.Fake.Unlock()
+	eventually(t, "a kind that came later is not missing", func() bool { return !strings.Contains(missing(), "TCPRoute") })
 }
