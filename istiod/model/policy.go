@@ -141,6 +141,8 @@ type TelemetryTracing struct {
 	// Percent nil inherits.
 	Percent *float64
 	Tags    []TraceTag
+	// MeshTags false leaves out Istio's own tags, Propagation false ends the trace at the proxy; nil inherits.
+	MeshTags, Propagation *bool
 }
 
 // TraceTag is a span tag from one source; Format is a format string as in access logs.

@@ -242,6 +242,8 @@ type Tracing struct {
 	Percent float64
 	Tags    []TraceTag
 	Service string
+	// NoMeshTags leaves out Istio's own tags, NoPropagation the headers by which what is behind would join the trace.
+	NoMeshTags, NoPropagation bool
 }
 
 // ClusterKind is how a cluster finds its endpoints.
