@@ -7,6 +7,7 @@ import (
 
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	datav3 "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
 	filev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/file/v3"
 	celv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/filters/cel/v3"
 	otlplogv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/open_telemetry/v3"
@@ -135,23 +136,34 @@ func (b *builder) accessLogs() []*accesslogv3.AccessLog {
 
 // failureLogs are the same sinks for the tunnels' own requests, of those that failed.
 func (b *builder) failureLogs() []*accesslogv3.AccessLog {
-	out := b.accessLogs()
-	failed := &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_StatusCodeFilter{
+	return onlyIf(&accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_StatusCodeFilter{
 		StatusCodeFilter: &accesslogv3.StatusCodeFilter{Comparison: &accesslogv3.ComparisonFilter{
 			Op:    accesslogv3.ComparisonFilter_GE,
 			Value: &corev3.RuntimeUInt32{DefaultValue: badRequest, RuntimeKey: "ambit.tunnel_log_status"},
 		}},
-	}}
-	for _, l := range out {
+	}}, b.accessLogs())
+}
+
+// connectionLogs are the same sinks for connections: a line at the end of each, and none at its begin, which is
+// written for the statistics only.
+func (b *builder) connectionLogs() []*accesslogv3.AccessLog {
+	begun := logTypes(datav3.AccessLogType_TcpUpstreamConnected)
+	begun.GetLogTypeFilter().Exclude = true
+	return onlyIf(begun, b.accessLogs())
+}
+
+// onlyIf puts a filter before the logs' own.
+func onlyIf(first *accesslogv3.AccessLogFilter, logs []*accesslogv3.AccessLog) []*accesslogv3.AccessLog {
+	for _, l := range logs {
 		if l.Filter == nil {
-			l.Filter = failed
+			l.Filter = first
 			continue
 		}
 		l.Filter = &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_AndFilter{
-			AndFilter: &accesslogv3.AndFilter{Filters: []*accesslogv3.AccessLogFilter{failed, l.Filter}},
+			AndFilter: &accesslogv3.AndFilter{Filters: []*accesslogv3.AccessLogFilter{first, l.Filter}},
 		}}
 	}
-	return out
+	return logs
 }
 
 func (b *builder) fileLog(l *model.AccessLog) *accesslogv3.AccessLog {

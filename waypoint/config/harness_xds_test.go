@@ -262,6 +262,10 @@ func liveBootstrap(node, sock string) map[string]any {
 		"bootstrapExtensions": []any{map[string]any{"name": "envoy.bootstrap.internal_listener", "typedConfig": map[string]any{
 			"@type": "type.googleapis.com/envoy.extensions.bootstrap.internal_listener.v3.InternalListener",
 		}}},
+		// Spans go out at once, not in batches.
+		"layeredRuntime": map[string]any{"layers": []any{map[string]any{"name": "test", "staticLayer": map[string]any{
+			"tracing.opentelemetry.min_flush_spans": 1,
+		}}}},
 		"dynamicResources": map[string]any{"ldsConfig": ads, "cdsConfig": ads, "adsConfig": map[string]any{
 			"apiType": "DELTA_GRPC", "transportApiVersion": "V3",
 			"grpcServices": []any{map[string]any{"envoyGrpc": map[string]any{"clusterName": names.XDS}}},

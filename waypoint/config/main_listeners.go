@@ -144,7 +144,7 @@ func (b *builder) direct() {
 	tcp := &tcpv3.TcpProxy{
 		StatPrefix:       names.MainDirect,
 		ClusterSpecifier: &tcpv3.TcpProxy_Cluster{Cluster: names.Encap},
-		AccessLog:        append(b.accessLogs(), b.tcpMetrics()...),
+		AccessLog:        append(b.connectionLogs(), b.tcpMetrics()...),
 	}
 	l := b.internalListener(names.MainDirect,
 		&listenerv3.FilterChain{Name: chainHTTP, Filters: []*listenerv3.Filter{share(), b.managerFilter(m)}},

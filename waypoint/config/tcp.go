@@ -30,7 +30,7 @@ func (b *builder) forward(f *model.TCPForward, late bool) []*listenerv3.Filter {
 	}
 	proxy := &tcpv3.TcpProxy{
 		StatPrefix:  f.Name,
-		AccessLog:   append(b.accessLogs(), b.tcpMetrics()...),
+		AccessLog:   append(b.connectionLogs(), b.tcpMetrics()...),
 		IdleTimeout: durationOrNil(f.IdleTimeout),
 	}
 	if !spread(proxy, f.Clusters) {

@@ -34,13 +34,13 @@ func (b *builder) terminateListener() *listenerv3.Listener {
 		Http2ProtocolOptions: tunnelHTTP2(),
 		UpgradeConfigs:       []*hcmv3.HttpConnectionManager_UpgradeConfig{{UpgradeType: connectUpgrade}},
 		AccessLog:            b.failureLogs(),
-		HttpFilters: []*hcmv3.HttpFilter{
+		HttpFilters: append(b.sourceReader(),
 			b.httpFilter("ambit.filters.http.tunnel_state", b.tunnelState()),
 			// Without rules; routes bring them (see connectPolicy).
 			b.httpFilter(names.FilterRBACDeny, &httprbacv3.RBAC{}),
 			b.httpFilter(names.FilterRBACAllow, &httprbacv3.RBAC{}),
 			b.httpFilter(names.FilterRouter, &routerv3.Router{}),
-		},
+		),
 	}
 	table(m, names.RouteConnect)
 	l := b.socketListener(names.ConnectTerminate, ports.HBONE)
@@ -61,7 +61,7 @@ func (b *builder) tunnelState() *httpstatev3.Config {
 		v.FactoryKey = names.HashableString
 		return v
 	}
-	return &httpstatev3.Config{OnRequestHeaders: []*statev3.FilterStateValue{
+	return &httpstatev3.Config{OnRequestHeaders: append([]*statev3.FilterStateValue{
 		stateValue(names.OriginalLocal, "%REQ(:AUTHORITY)%"),
 		stateValue(names.OriginalRemote, "%DOWNSTREAM_REMOTE_ADDRESS%"),
 		state(names.StateAuthority, "%REQ(:AUTHORITY)%"),
@@ -70,7 +70,7 @@ func (b *builder) tunnelState() *httpstatev3.Config {
 		state(names.StateSourceIP, "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"),
 		state(names.StateBaggage, "%REQ(baggage)%"),
 		state(names.StateUpstreamPeer, routeMetadata(names.KeyPrincipal)),
-	}}
+	}, b.sourceState()...)}
 }
 
 // socketListener listens on the pod's addresses.
