@@ -46,11 +46,20 @@ func (b *builder) telemetry(out *model.HTTPFilters) {
 	b.tracing(out, levels)
 	for _, t := range levels {
 		for _, m := range t.Metrics {
-			if b.applies(m.Client, m.Server) {
+			if b.applies(m.Client, m.Server) && b.counted(m.Providers) {
 				out.Metrics = append(out.Metrics, m)
 			}
 		}
 	}
+}
+
+// counted tells whether a change of metrics is for those that this mesh keeps: Prometheus', whatever the provider is
+// called. Nobody named means them.
+func (b *builder) counted(providers []string) bool {
+	return len(providers) == 0 || slices.ContainsFunc(providers, func(name string) bool {
+		p := b.r.Settings().Providers[name]
+		return p != nil && p.Prometheus
+	})
 }
 
 func (b *builder) logs(out *model.HTTPFilters, levels []*model.Telemetry) {
@@ -96,6 +105,7 @@ func (b *builder) tracing(out *model.HTTPFilters, levels []*model.Telemetry) {
 	m := b.r.Settings()
 	providers, percent, off := m.DefaultTracing, m.Sampling, false
 	var tags []model.TraceTag
+	meshTags, propagation := true, true
 	for _, t := range levels {
 		for _, l := range t.Tracing {
 			if !b.applies(l.Client, l.Server) {
@@ -113,6 +123,12 @@ func (b *builder) tracing(out *model.HTTPFilters, levels []*model.Telemetry) {
 			if len(l.Tags) > 0 {
 				tags = l.Tags
 			}
+			if l.MeshTags != nil {
+				meshTags = *l.MeshTags
+			}
+			if l.Propagation != nil {
+				propagation = *l.Propagation
+			}
 		}
 	}
 	if off {
@@ -124,7 +140,8 @@ func (b *builder) tracing(out *model.HTTPFilters, levels []*model.Telemetry) {
 			continue
 		}
 		if cluster, ok := b.collector(p.OTLP); ok {
-			out.Tracing = &model.Tracing{OTLP: *p.OTLP, Cluster: cluster, Percent: percent, Tags: tags, Service: b.t.Name + "." + b.t.Namespace}
+			out.Tracing = &model.Tracing{OTLP: *p.OTLP, Cluster: cluster, Percent: percent, Tags: tags, Service: b.t.Name + "." + b.t.Namespace,
+				NoMeshTags: !meshTags, NoPropagation: !propagation}
 			return // Envoy has one tracer for each listener
 		}
 	}

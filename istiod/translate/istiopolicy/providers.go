@@ -221,6 +221,11 @@ func (p *problems) otlp(field string, in *meshapi.MeshConfig_ExtensionProvider_O
 	if g := in.GetGrpc(); g != nil {
 		out.Timeout = p.timeout(field+".grpc.timeout", g.GetTimeout(), 0)
 		out.Headers = p.fixedHeaders(field+".grpc.initialMetadata", g.GetInitialMetadata())
+		for i, h := range out.Headers {
+			if strings.Contains(h.Value, "%") { // Envoy 1.40 cannot send one
+				p.fail(fmt.Sprintf("%s.grpc.initialMetadata[%d].value", field, i), "a percent sign cannot be sent over gRPC")
+			}
+		}
 	}
 	if h := in.GetHttp(); h != nil {
 		if in.GetGrpc() != nil {

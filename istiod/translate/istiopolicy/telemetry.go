@@ -195,17 +195,16 @@ func (p *problems) tracing(field string, t *telemetryapi.Tracing) model.Telemetr
 			p.failValue(field+".randomSamplingPercentage", fmt.Sprint(v), "is not between 0 and 100")
 		}
 	}
-	for _, f := range []struct {
-		name string
-		set  bool
-	}{
-		{"useRequestIdForTraceSampling", t.GetUseRequestIdForTraceSampling() != nil},
-		{"enableIstioTags", t.GetEnableIstioTags() != nil},
-		{"disableContextPropagation", t.GetDisableContextPropagation().GetValue()},
-	} {
-		if f.set {
-			p.warn("%s.%s: has no effect", field, f.name)
-		}
+	if t.GetUseRequestIdForTraceSampling() != nil {
+		p.warn("%s.useRequestIdForTraceSampling: has no effect", field)
+	}
+	if v := t.GetEnableIstioTags(); v != nil {
+		on := v.GetValue()
+		out.MeshTags = &on
+	}
+	if v := t.GetDisableContextPropagation(); v != nil {
+		on := !v.GetValue()
+		out.Propagation = &on
 	}
 	for _, name := range slices.Sorted(maps.Keys(t.GetCustomTags())) {
 		if tag, ok := p.traceTag(fmt.Sprintf("%s.customTags[%s]", field, name), name, t.GetCustomTags()[name]); ok {
