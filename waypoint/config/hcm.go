@@ -6,7 +6,6 @@ import (
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	earlyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
-	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/ambit-mesh/ambit/waypoint/config/names"
@@ -51,11 +50,10 @@ func (b *builder) waypointManager(m *hcmv3.HttpConnectionManager) {
 	m.ServerHeaderTransformation = hcmv3.HttpConnectionManager_PASS_THROUGH
 	// Overwritten by the first HTTP filter, with the identities of the tunnel.
 	m.ForwardClientCertDetails = hcmv3.HttpConnectionManager_ALWAYS_FORWARD_ONLY
-	b.early(m,
-		removePrefix(names.HeaderEnvoyPrefix), removePrefix(names.HeaderPrefix),
-		removeHeader(names.HeaderXFCC), removeHeader(names.HeaderBaggage),
+	b.early(m, append(route.RemoveForgeries(),
+		removeHeader(names.HeaderBaggage),
 		overwriteHeader(names.HeaderAuthority, filterState(names.StateAuthority)),
-	)
+	)...)
 }
 
 // gatewayManager serves the outside. The client's address is the connection's, as numTrustedProxies: 0 in Istio says.
@@ -66,7 +64,7 @@ func (b *builder) gatewayManager(m *hcmv3.HttpConnectionManager) {
 	m.SetCurrentClientCertDetails = &hcmv3.HttpConnectionManager_SetCurrentClientCertDetails{
 		Subject: wrapperspb.Bool(true), Cert: true, Dns: true, Uri: true,
 	}
-	b.early(m, removePrefix(names.HeaderEnvoyPrefix), removePrefix(names.HeaderPrefix))
+	b.early(m, route.RemoveForgeries()...)
 }
 
 // early edits headers before Envoy itself reads or adds any, and before the route is chosen.
@@ -74,14 +72,6 @@ func (b *builder) early(m *hcmv3.HttpConnectionManager, mutations ...*mutationv3
 	m.EarlyHeaderMutationExtensions = []*corev3.TypedExtensionConfig{
 		b.extension("envoy.http.early_header_mutation.header_mutation", &earlyv3.HeaderMutation{Mutations: mutations}),
 	}
-}
-
-func removePrefix(prefix string) *mutationv3.HeaderMutation {
-	return &mutationv3.HeaderMutation{Action: &mutationv3.HeaderMutation_RemoveOnMatch_{
-		RemoveOnMatch: &mutationv3.HeaderMutation_RemoveOnMatch{KeyMatcher: &matcherv3.StringMatcher{
-			MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: prefix},
-		}},
-	}}
 }
 
 func removeHeader(name string) *mutationv3.HeaderMutation {

@@ -127,7 +127,6 @@ const (
 
 // HTTP filters, as routes refer to them (typed_per_filter_config). Several filters may be of one type.
 const (
-	FilterXFCC         = "ambit.filters.http.xfcc"
 	FilterJWT          = "envoy.filters.http.jwt_authn"
 	FilterExtAuthz     = "envoy.filters.http.ext_authz" // followed by "." and the provider's name
 	FilterRBACDeny     = "envoy.filters.http.rbac.deny"

@@ -1,12 +1,9 @@
 package route
 
 import (
-	mutationv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	corsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/cors/v3"
 	dynamicv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/dynamic_forward_proxy/v3"
 	faultv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/fault/v3"
-	headerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_mutation/v3"
 	localv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/local_ratelimit/v3"
 	rbachttpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
@@ -21,6 +18,7 @@ import (
 
 // Filters that only this package names.
 const (
+	filterSanitize  = "ambit.filters.http.sanitize"
 	filterRBACAudit = "envoy.filters.http.rbac.audit"
 	// filterRBACCustom is followed by the provider; the filter notes which requests the provider is asked about.
 	filterRBACCustom = "envoy.filters.http.rbac.custom."
@@ -63,9 +61,7 @@ func (c *chain) add(name string, m proto.Message) {
 // often, and then what is done with it.
 func HTTPFilters(p *model.Proxy) ([]*hcmv3.HttpFilter, error) {
 	c := &chain{}
-	if p.Waypoint {
-		c.add(names.FilterXFCC, xfcc())
-	}
+	c.add(filterSanitize, sanitize(p.Waypoint))
 	tokens, err := jwt(p.HTTP.JWT)
 	if err != nil {
 		return nil, err
@@ -101,17 +97,4 @@ func HTTPFilters(p *model.Proxy) ([]*hcmv3.HttpFilter, error) {
 	c.add(names.FilterDynamicProxy, &dynamicv3.FilterConfig{ImplementationSpecifier: &dynamicv3.FilterConfig_DnsCacheConfig{DnsCacheConfig: names.DynamicDNS()}})
 	c.add(names.FilterRouter, &routerv3.Router{})
 	return c.filters, c.err
-}
-
-// xfcc tells the application and later filters who calls, whatever the request said: the identities of the tunnel.
-func xfcc() *headerv3.HeaderMutation {
-	return &headerv3.HeaderMutation{Mutations: &headerv3.Mutations{RequestMutations: []*mutationv3.HeaderMutation{{
-		Action: &mutationv3.HeaderMutation_Append{Append: &corev3.HeaderValueOption{
-			Header: &corev3.HeaderValue{
-				Key:   names.HeaderXFCC,
-				Value: "By=%FILTER_STATE(" + names.StateLocal + ":PLAIN)%;URI=%FILTER_STATE(" + names.StatePeer + ":PLAIN)%",
-			},
-			AppendAction: corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD,
-		}},
-	}}}}
 }
