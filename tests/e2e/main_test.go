@@ -64,6 +64,9 @@ func setUp(ctx context.Context) error {
 	if err := world.Up(ctx); err != nil {
 		return err
 	}
+	if err := world.Progress.Do("Gateway API", func() error { return world.InstallGatewayAPI(ctx) }); err != nil {
+		return err
+	}
 	if err := world.Progress.Do("install the mesh", func() error { return world.InstallMesh(ctx) }); err != nil {
 		return err
 	}

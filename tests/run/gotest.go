@@ -33,14 +33,27 @@ func unit(ctx context.Context, r *runner, res *result) error {
 		local := strings.TrimPrefix(path, module+"/")
 		return slices.ContainsFunc(separate, func(s string) bool { return local == s || strings.HasPrefix(local, s+"/") })
 	})
-	return goTest(unitTimeout.String(), true, packages...)(ctx, r, res)
+	return goTest(goTests{timeout: unitTimeout, race: true}, packages...)(ctx, r, res)
+}
+
+// goTests is how a stage's tests are run.
+type goTests struct {
+	// timeout is for each package.
+	timeout time.Duration
+	race    bool
+	// alone runs one package after the other: they share the cluster.
+	alone bool
 }
 
 // goTest returns a stage that runs the tests of packages and counts them.
-func goTest(timeout string, race bool, packages ...string) func(context.Context, *runner, *result) error {
+func goTest(how goTests, packages ...string) func(context.Context, *runner, *result) error {
 	return func(ctx context.Context, r *runner, res *result) error {
-		args := []string{"test", "-json", "-count=1", "-p", parallelPackages, "-timeout", timeout}
-		if race {
+		parallel := parallelPackages
+		if how.alone {
+			parallel = "1"
+		}
+		args := []string{"test", "-json", "-count=1", "-p", parallel, "-timeout", how.timeout.String()}
+		if how.race {
 			args = append(args, "-race")
 		}
 		cmd := start(ctx, "go", append(args, packages...)...)

@@ -45,13 +45,13 @@ func stages() []stage {
 		{name: "gofmt", what: "every Go file is formatted", run: gofmt},
 		{name: "build", what: "go build ./...", run: command("go", "build", "./...")},
 		{name: "vet", what: "go vet ./...", run: command("go", "vet", "./...")},
-		{name: "arch", what: "import directions, sizes, documentation, dependency lists", run: goTest("2m", false, "./tests/arch")},
+		{name: "arch", what: "import directions, sizes, documentation, dependency lists", run: goTest(goTests{timeout: 2 * time.Minute}, "./tests/arch")},
 		{name: "staticcheck", what: "staticcheck ./...", run: command("go", "tool", "staticcheck", "./...")},
 		{name: "unit", what: "all packages with the race detector, in network namespaces where they need one", root: true, run: unit},
 		{name: "interop", what: "internal/hbone against Envoy and x/net's HTTP/2", root: true,
-			run: goTest(interopTimeout.String(), true, "./tests/interop/...")},
+			run: goTest(goTests{timeout: interopTimeout, race: true}, "./tests/interop/...")},
 		{name: "e2e", what: "the demo and the other end-to-end tests, on a two-node Kubernetes", root: true, cluster: true,
-			run: goTest(e2eTimeout.String(), false, "./tests/e2e/...")},
+			run: goTest(goTests{timeout: e2eTimeout, alone: true}, "./tests/e2e/...")},
 	}
 }
 

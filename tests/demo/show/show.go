@@ -67,6 +67,9 @@ func (d *demo) acts() []act {
 		{"Who talks to whom", d.identities},
 		{"Only checkout may charge", d.policy},
 		{"What the mesh counted", d.metrics},
+		{"A waypoint: layer 7 for the catalog", d.waypoint},
+		{"A new catalog for a fifth of the visitors", d.split},
+		{"The stock is for who has a token", d.token},
 	}
 }
 
@@ -107,6 +110,10 @@ func (d *demo) startCluster(ctx context.Context) error {
 }
 
 func (d *demo) installMesh(ctx context.Context) error {
+	d.command("kubectl apply --server-side -f gateway-api/standard")
+	if err := d.InstallGatewayAPI(ctx); err != nil {
+		return err
+	}
 	d.command("ambit %s", strings.Join(d.InstallArguments(), " "))
 	return d.Progress.Do("istiod, node agent and ztunnel are ready", func() error { return d.InstallMesh(ctx) })
 }

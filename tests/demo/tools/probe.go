@@ -1,9 +1,11 @@
 package main
 
 import (
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -38,11 +40,10 @@ func fetchCommand() *cobra.Command {
 				if file == "" {
 					continue
 				}
-				b, err := os.ReadFile(file)
-				if err != nil {
-					return fmt.Errorf("read file %q: %w", file, err)
+				var err error
+				if *into, err = readPEM(file); err != nil {
+					return err
 				}
-				*into = b
 			}
 			r, err := f.Do(cmd.Context())
 			if err != nil {
@@ -61,8 +62,24 @@ func fetchCommand() *cobra.Command {
 	flags.BoolVar(&f.KeepAlive, "keep-alive", false, "use connections again")
 	flags.BoolVar(&f.HTTP2, "http2", false, "speak HTTP/2, without TLS by prior knowledge")
 	flags.StringVar(&f.Address, "connect", "", "`host:port` to connect to, whatever the URL says")
-	flags.StringVar(&ca, "cacert", "", "`file` of the only accepted roots for https")
+	flags.StringVar(&ca, "cacert", "", "`file` of the only accepted roots for https, or data:<base64>")
 	flags.StringVar(&certificate, "cert", "", "`file` of the client's certificate")
 	flags.StringVar(&key, "key", "", "`file` of its key")
 	return cmd
+}
+
+// readPEM takes a file, or the content itself: a pod without a shell has nobody to write files.
+func readPEM(from string) ([]byte, error) {
+	if data, ok := strings.CutPrefix(from, "data:"); ok {
+		b, err := base64.StdEncoding.DecodeString(data)
+		if err != nil {
+			return nil, fmt.Errorf("decode base64: %w", err)
+		}
+		return b, nil
+	}
+	b, err := os.ReadFile(from)
+	if err != nil {
+		return nil, fmt.Errorf("read file %q: %w", from, err)
+	}
+	return b, nil
 }
