@@ -21,6 +21,10 @@ type Target struct {
 	Dest   []string       // acceptable SPIFFE URIs of the peer, in any order
 	Addr   netip.AddrPort // where to dial
 	Local  netip.Addr     // address to dial from; invalid = any
+	// Spread is the number of streams on a tunnel from which on the next one gets another tunnel, up to Limits.BusyConns
+	// of them; 0 = as many as there is room for. It is for peers that do real work for each stream and do all work of one
+	// tunnel on one thread (Envoy), where streams should be on several tunnels before the first of them is busy.
+	Spread int
 }
 
 // key is a Target that can be compared.
@@ -28,6 +32,7 @@ type key struct {
 	source, dest string
 	addr         netip.AddrPort
 	local        netip.Addr
+	spread       int
 }
 
 func (t Target) key() key {
@@ -37,7 +42,7 @@ func (t Target) key() key {
 		slices.Sort(dest)
 	}
 	// A URI has no space in it.
-	return key{source: t.Source, dest: strings.Join(dest, " "), addr: t.Addr, local: t.Local}
+	return key{source: t.Source, dest: strings.Join(dest, " "), addr: t.Addr, local: t.Local, spread: t.Spread}
 }
 
 // PoolConfig configures a Pool.
@@ -66,8 +71,8 @@ type ConnInfo struct {
 // Pool keeps tunnels to peers and opens streams on them.
 //
 // For a key it dials only when no tunnel of the key has room, and then no more tunnels than the waiting callers fill; and
-// one in the background when all are busy. Callers that wait are served in the order they came. A tunnel that goes away
-// (GOAWAY) gets no new streams, but keeps the old ones to their end.
+// one in the background when all are busy, or have as many streams as the target spreads. Callers that wait are served in
+// the order they came. A tunnel that goes away (GOAWAY) gets no new streams, but keeps the old ones to their end.
 type Pool struct {
 	cfg    PoolConfig
 	lim    Limits
@@ -90,6 +95,7 @@ type group struct {
 	dialing int
 	waiters []*waiter
 	perConn uint32 // streams the peer last allowed on a tunnel; 0 = not known. Tunnels assume it until they are told.
+	failed  bool   // the last dial failed: nobody who could go through another tunnel waits for the next
 }
 
 // pooled is a tunnel of a pool. Its fields are under the pool's mu.
@@ -212,8 +218,9 @@ func (p *Pool) forget(g *group, w *waiter) {
 }
 
 // pick returns the tunnel for the next stream: the fullest that is not busy, so that spare ones fall idle; if all are
-// busy the emptiest, and another one is dialled beside it. A tunnel that is stuck is the last choice: while another one
-// may be dialled, the caller waits for that. It is called with mu held, as are all methods below that do not lock it.
+// busy, or the target spreads its streams, the emptiest, and another one is dialled beside it. A tunnel that is stuck is
+// the last choice: while another one may be dialled, the caller waits for that. It is called with mu held, as are all
+// methods below that do not lock it.
 func (p *Pool) pick(g *group) *pooled {
 	var best, least, stuck *pooled
 	var bestLoad, leastLoad, stuckN int
@@ -227,7 +234,7 @@ func (p *Pool) pick(g *group) *pooled {
 			stuck = pc
 			stuckN++
 			continue
-		case !pc.c.busy() && (best == nil || load > bestLoad):
+		case !pc.c.busy() && !g.spreads(load) && (best == nil || load > bestLoad):
 			best, bestLoad = pc, load
 		}
 		if least == nil || load < leastLoad {
@@ -239,6 +246,8 @@ func (p *Pool) pick(g *group) *pooled {
 	switch {
 	case best != nil:
 		return best
+	case least != nil && g.target.Spread > 0 && g.dialing > 0 && len(g.waiters) > 0 && !g.failed:
+		return nil // what is dialled is for who waits
 	case least != nil:
 		if spare && g.dialing == 0 {
 			p.dial(g)
@@ -293,6 +302,9 @@ func (p *Pool) grant(g *group) {
 	}
 }
 
+// spreads tells whether a tunnel with so many streams is left alone as long as there may be another one.
+func (g *group) spreads(load int) bool { return g.target.Spread > 0 && load >= g.target.Spread }
+
 // refuse fails up to n waiting callers.
 func (g *group) refuse(n int, err error) {
 	n = min(n, len(g.waiters))
@@ -309,7 +321,14 @@ func (p *Pool) dialMore(g *group) {
 	if g.perConn > 0 {
 		per = int(min(uint32(per), g.perConn))
 	}
-	for len(g.waiters) > g.dialing*per && g.dialing+len(g.conns) < p.lim.ConnsPerKey {
+	for all := g.dialing + len(g.conns); all < p.lim.ConnsPerKey; all++ {
+		fill := per
+		if all < p.lim.BusyConns && g.target.Spread > 0 {
+			fill = min(per, g.target.Spread)
+		}
+		if len(g.waiters) <= g.dialing*fill {
+			break
+		}
 		if p.total >= p.lim.MaxConns && !p.evictIdle() {
 			break
 		}
@@ -335,6 +354,8 @@ func (p *Pool) dial(g *group) {
 		}
 		if err != nil {
 			p.total--
+			g.failed = true
+			p.grant(g)
 			g.refuse(p.lim.MaxStreams, fmt.Errorf("open tunnel to %q: %w", g.target.Addr, err))
 			p.dialMore(g)
 			p.dropGroup(g)
@@ -348,6 +369,7 @@ func (p *Pool) dial(g *group) {
 		if g.perConn > 0 {
 			c.peer.maxStreams = g.perConn
 		}
+		g.failed = false
 		c.onChange = func() { p.changed(pc) }
 		g.conns = append(g.conns, pc)
 		p.wg.Add(1) // until remove
