@@ -146,6 +146,10 @@ func (e *Engine) runGateway(r *index.Reader, id index.ID) any {
 		out.Status.Conditions = append(out.Status.Conditions, model.Condition{
 			Type: conditionConfig, Reason: "Rejected", Message: fmt.Sprintf("the proxy refused %s: %s", names[0], refused[names[0]]),
 		})
+	} else if p := e.proxies[id.Key]; p != nil && p.trouble() != "" {
+		out.Status.Conditions = append(out.Status.Conditions, model.Condition{
+			Type: conditionConfig, Reason: "NotRendered", Message: "cannot be written for the proxy: " + p.trouble(),
+		})
 	}
 	return &gatewayOutput{g, out}
 }
@@ -157,7 +161,8 @@ func (e *Engine) wasReady(gateway model.Key) bool {
 	return w != nil && w.Ready
 }
 
-// conditionConfig tells of configuration that the proxy itself refused, which goes on with what it had.
+// conditionConfig tells of configuration that the proxy itself refused, which goes on with what it had, or that could
+// not be written for it.
 const conditionConfig = "ambit.dev/ConfigAccepted"
 
 // gatewayOutput is what became of a Gateway of ours.

@@ -5,6 +5,7 @@ import (
 	"reflect"
 	"slices"
 
+	"github.com/ambit-mesh/ambit/istiod/layer7/index"
 	"github.com/ambit-mesh/ambit/istiod/layer7/resolve"
 	"github.com/ambit-mesh/ambit/istiod/model"
 	"github.com/ambit-mesh/ambit/istiod/push"
@@ -22,8 +23,9 @@ type delivery struct {
 	given   map[unit]map[resourceID]*push.Resource
 	holders map[resourceID]int
 	live    map[resourceID]*push.Resource
-	// broken are units that could not be rendered, by what they are.
+	// broken are units that could not be rendered, by what they are; flawed are those of which parts could not.
 	broken     map[string]string
+	flawed     map[string][]string
 	registered string
 	// served are the services that node proxies were told, or are about to be told, to send here.
 	served map[string]bool
@@ -35,7 +37,7 @@ type resourceID struct{ typeURL, name string }
 func newDelivery() delivery {
 	return delivery{
 		stale: map[unit]struct{}{}, given: map[unit]map[resourceID]*push.Resource{}, holders: map[resourceID]int{},
-		live: map[resourceID]*push.Resource{}, broken: map[string]string{}, served: map[string]bool{},
+		live: map[resourceID]*push.Resource{}, broken: map[string]string{}, flawed: map[string][]string{}, served: map[string]bool{},
 	}
 }
 
@@ -74,8 +76,14 @@ func (e *Engine) deliverTo(key model.Key, p *proxy) {
 	}
 	touched := map[resourceID]struct{}{}
 	stale := p.stale
+	trouble := p.trouble()
 	for u := range stale {
 		e.renderUnit(p, u, touched)
+	}
+	if p.trouble() != trouble {
+		// Its status says so; it is computed in the next round.
+		e.mark(unit{kind: unitGateway, id: index.NewID(model.KindGateway, key)})
+		e.poke()
 	}
 	p.stale = map[unit]struct{}{}
 	cache := e.caches.Cache(key)
@@ -100,9 +108,13 @@ func (e *Engine) renderUnit(p *proxy, u unit, touched map[resourceID]struct{}) {
 		rs, err = e.renderOutput(p.whole, s.output)
 	}
 	now := map[resourceID]*push.Resource{}
+	var flaws []string
 	for _, r := range rs {
 		if err != nil {
 			break
+		}
+		for _, problem := range r.Problems {
+			flaws = append(flaws, problem.Error())
 		}
 		var res *push.Resource
 		if res, err = push.NewResource(r.Type, r.Name, r.Message, nil, nil); err == nil {
@@ -118,6 +130,7 @@ func (e *Engine) renderUnit(p *proxy, u unit, touched map[resourceID]struct{}) {
 		return
 	}
 	delete(p.broken, name)
+	e.noteFlaws(p, name, flaws)
 	old := p.given[u]
 	for id, res := range now {
 		if _, had := old[id]; !had {
@@ -142,6 +155,31 @@ func (e *Engine) renderUnit(p *proxy, u unit, touched map[resourceID]struct{}) {
 	if p.given[u] = now; len(now) == 0 {
 		delete(p.given, u)
 	}
+}
+
+// noteFlaws remembers parts of a unit that could not be written, and logs those that are new.
+func (e *Engine) noteFlaws(p *proxy, unit string, flaws []string) {
+	for _, f := range flaws {
+		if !slices.Contains(p.flawed[unit], f) {
+			e.cfg.Log.Error("rule cannot be rendered; its requests are answered with an error", "proxy", p.target.Key.String(), "part", unit, "error", f)
+		}
+	}
+	if p.flawed[unit] = flaws; len(flaws) == 0 {
+		delete(p.flawed, unit)
+	}
+}
+
+// trouble is the first of what could not be rendered, in order of name; empty if all could.
+func (d *delivery) trouble() string {
+	if len(d.broken) > 0 {
+		first := slices.Sorted(maps.Keys(d.broken))[0]
+		return first + ": " + d.broken[first] + "; its last state stays"
+	}
+	if len(d.flawed) > 0 {
+		first := slices.Sorted(maps.Keys(d.flawed))[0]
+		return first + ": " + d.flawed[first][0]
+	}
+	return ""
 }
 
 // describe names a unit for people.

@@ -43,6 +43,8 @@ type Mesh interface {
 type Resource struct {
 	Type, Name string
 	Message    proto.Message
+	// Problems are parts that could not be written; the message says what is answered in their place.
+	Problems []error
 }
 
 // Renderer writes the model as a proxy's configuration. Functions are pure.
@@ -130,6 +132,8 @@ type Engine struct {
 	// not told of yet.
 	parting  map[unit]time.Time
 	serving  map[model.Key]*announcement
+	// calling are proxies whose destinations the graph is to be told.
+	calling map[model.Key]struct{}
 	deployed map[model.Key]*model.Condition
 	rejected map[model.Key]map[string]string
 	statuses map[index.ID]*model.Status
@@ -176,6 +180,7 @@ func New(cfg Config, mesh Mesh, r Renderer, caches Caches) (*Engine, error) {
 		waypoints:  map[model.Key]*model.Waypoint{},
 		parting:    map[unit]time.Time{},
 		serving:    map[model.Key]*announcement{},
+		calling:    map[model.Key]struct{}{},
 		deployed:   map[model.Key]*model.Condition{},
 		rejected:   map[model.Key]map[string]string{},
 		statuses:   map[index.ID]*model.Status{},
@@ -399,6 +404,11 @@ func (e *Engine) Problems() []graph.Problem {
 	for k, p := range e.proxies {
 		for name, err := range p.broken {
 			out = append(out, graph.Problem{Kind: "Proxy", Namespace: k.Namespace, Name: k.Name, Reason: name + ": " + err, LastGood: true})
+		}
+		for name, reasons := range p.flawed {
+			for _, reason := range reasons {
+				out = append(out, graph.Problem{Kind: "Proxy", Namespace: k.Namespace, Name: k.Name, Reason: name + ": " + reason})
+			}
 		}
 	}
 	for k, m := range e.rejected {

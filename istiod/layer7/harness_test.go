@@ -34,9 +34,11 @@ var update = flag.Bool("update", false, "write the golden files")
 // now is the time of all scenarios.
 var now = time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
 
-// plain is a renderer that writes the model down as it is. Fail names parts that it refuses.
+// plain is a renderer that writes the model down as it is. Fail names parts that it refuses, flaw tables of which it
+// refuses a rule.
 type plain struct {
 	fail map[string]bool
+	flaw map[string]error
 	// count is how many parts were rendered.
 	count *int
 }
@@ -56,9 +58,9 @@ func (p plain) render(typ, name string, v any) ([]Resource, error) {
 	}
 	if typ == push.TypeCluster {
 		// The server of proxies looks into clusters.
-		return []Resource{{typ, name, &clusterv3.Cluster{Name: name, AltStatName: string(p.message(v).GetValue())}}}, nil
+		return []Resource{{Type: typ, Name: name, Message: &clusterv3.Cluster{Name: name, AltStatName: string(p.message(v).GetValue())}}}, nil
 	}
-	return []Resource{{typ, name, p.message(v)}}, nil
+	return []Resource{{Type: typ, Name: name, Message: p.message(v)}}, nil
 }
 
 func (p plain) Proxy(m *model.Proxy) ([]Resource, error) {
@@ -71,7 +73,11 @@ func (p plain) Scope(_ *model.Proxy, s *model.Scope) []Resource {
 }
 
 func (p plain) RouteTable(_ *model.Proxy, t *model.RouteTable) ([]Resource, error) {
-	return p.render(push.TypeRoute, t.Name, t)
+	out, err := p.render(push.TypeRoute, t.Name, t)
+	if flaw := p.flaw[t.Name]; flaw != nil && err == nil {
+		out[0].Problems = []error{flaw}
+	}
+	return out, err
 }
 
 func (p plain) Cluster(_ *model.Proxy, c *model.Cluster) ([]Resource, error) {
@@ -153,7 +159,7 @@ func newWorld(t testing.TB) *world {
 	}
 	w := &world{
 		t: t, graph: g, caches: push.NewDirectory(), told: &told{statuses: map[string]*model.Status{}, deployed: map[string]bool{}},
-		render: plain{fail: map[string]bool{}, count: new(int)},
+		render: plain{fail: map[string]bool{}, flaw: map[string]error{}, count: new(int)},
 	}
 	w.engine, err = New(Config{
 		Config: cfg, Statuses: w.told, Deployments: deployments{w.told}, Keys: keys{}, Log: log, Metrics: prometheus.NewRegistry(),

@@ -141,10 +141,10 @@ func (w *world) resources(t *testing.T) []Resource {
 	}
 	cert := w.ca.issue(t, spiffeID(w.input.proxy))
 	return append(out,
-		Resource{names.TypeSecret, names.SecretIdentity, &tlsv3.Secret{Name: names.SecretIdentity, Type: &tlsv3.Secret_TlsCertificate{
+		Resource{Type: names.TypeSecret, Name: names.SecretIdentity, Message: &tlsv3.Secret{Name: names.SecretIdentity, Type: &tlsv3.Secret_TlsCertificate{
 			TlsCertificate: &tlsv3.TlsCertificate{CertificateChain: inline(certPEM(cert.Certificate[0])), PrivateKey: inline(keyPEM(t, cert))},
 		}}},
-		Resource{names.TypeSecret, names.SecretRoots, &tlsv3.Secret{Name: names.SecretRoots, Type: &tlsv3.Secret_ValidationContext{
+		Resource{Type: names.TypeSecret, Name: names.SecretRoots, Message: &tlsv3.Secret{Name: names.SecretRoots, Type: &tlsv3.Secret_ValidationContext{
 			ValidationContext: &tlsv3.CertificateValidationContext{TrustedCa: inline(certPEM(w.ca.cert.Raw))},
 		}}},
 	)

@@ -21,15 +21,18 @@ import (
 type Resource struct {
 	Type, Name string
 	Message    proto.Message
+	// Problems are parts that could not be written; the message says instead what Envoy has to answer in their place.
+	Problems []error
 }
 
 // RouteTable writes one RDS resource.
 func RouteTable(p *model.Proxy, t *model.RouteTable) ([]Resource, error) {
-	table, err := route.Table(p, t)
-	if err != nil {
-		return nil, fmt.Errorf("write route table %q: %w", t.Name, err)
+	table, problems := route.Build(p, t)
+	out := Resource{Type: names.TypeRoute, Name: t.Name, Message: table}
+	for _, problem := range problems {
+		out.Problems = append(out.Problems, problem)
 	}
-	return []Resource{{Type: names.TypeRoute, Name: t.Name, Message: table}}, nil
+	return []Resource{out}, nil
 }
 
 // builder collects resources, and the first error of packing a message: a string that is not UTF-8 cannot be sent.
