@@ -49,7 +49,7 @@ var _ layer7.Renderer = renderer{}
 func resources(in []config.Resource) []layer7.Resource {
 	out := make([]layer7.Resource, len(in))
 	for i, r := range in {
-		out[i] = layer7.Resource{Type: r.Type, Name: r.Name, Message: r.Message}
+		out[i] = layer7.Resource(r)
 	}
 	return out
 }
@@ -75,7 +75,7 @@ func (renderer) Cluster(p *model.Proxy, c *model.Cluster) ([]layer7.Resource, er
 
 func (renderer) Endpoints(p *model.Proxy, e *model.Endpoints) (layer7.Resource, error) {
 	out, err := config.Endpoints(p, e)
-	return layer7.Resource{Type: out.Type, Name: out.Name, Message: out.Message}, err
+	return layer7.Resource(out), err
 }
 
 // makeLayer7 prepares what waypoints and gateways need. Without Kubernetes nothing is deployed and no status written.
