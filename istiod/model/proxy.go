@@ -213,6 +213,9 @@ type HTTPFilters struct {
 type JWTRequirement struct {
 	Name  string
 	Rules []JWTRule
+	// Scopes are the scopes of a waypoint that it is for. There the filter chain itself says who must show a token: a
+	// table that named the requirement would be wrong for connections on the chain from before.
+	Scopes []string
 }
 
 // ExtAuthzCluster is a server with its cluster.

@@ -94,11 +94,18 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// begin removes policies and puts the shop into the mesh or takes it out.
+// begin removes policies, routes and waypoints, and puts the shop into the mesh or takes it out.
 func begin(t *testing.T, in bool) {
 	t.Helper()
-	_, err := world.Kubectl(t.Context(), "-n", stage.Namespace, "delete", "authorizationpolicy", "--all")
-	must(t, err)
+	for _, args := range [][]string{
+		{"label", "service", "--all", "istio.io/use-waypoint-"},
+		{"delete", "authorizationpolicies.security.istio.io,requestauthentications.security.istio.io", "--all"},
+		{"delete", "httproutes.gateway.networking.k8s.io,gateways.gateway.networking.k8s.io", "--all"},
+		{"delete", "deployment,service", "--ignore-not-found", "catalog-new", "catalog-v1", "catalog-v2"},
+	} {
+		_, err := world.Kubectl(t.Context(), append([]string{"-n", stage.Namespace}, args...)...)
+		must(t, err)
+	}
 	setMesh(t, in)
 }
 

@@ -22,6 +22,12 @@ func Proxy(r *index.Reader, t Target, parts []*Output) (*model.Proxy, Output) {
 		out.Scopes = append(out.Scopes, p.Scopes...)
 		out.Ports = append(out.Ports, p.Ports...)
 		for _, x := range p.JWT {
+			x.Scopes = slices.Clone(jwt[x.Name].Scopes)
+			for _, scope := range p.Scopes {
+				if scope.Kind != model.ScopeTCP {
+					x.Scopes = append(x.Scopes, scope.Name)
+				}
+			}
 			jwt[x.Name] = x
 		}
 		for _, x := range p.ExtAuthz {
@@ -44,6 +50,7 @@ func Proxy(r *index.Reader, t Target, parts []*Output) (*model.Proxy, Output) {
 	collect(&own)
 	slices.SortFunc(out.Scopes, func(x, y model.Scope) int { return strings.Compare(x.Name, y.Name) })
 	for _, k := range sortedKeys(jwt) {
+		slices.Sort(jwt[k].Scopes)
 		out.HTTP.JWT = append(out.HTTP.JWT, jwt[k])
 	}
 	for _, k := range sortedKeys(authz) {

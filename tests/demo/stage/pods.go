@@ -66,6 +66,9 @@ func (s *Stage) WaitCaptured(ctx context.Context, namespace string, want bool) e
 			return err
 		}
 		for _, p := range pods {
+			if p.Labels[ports.LabelDataplaneMode] == ports.DataplaneModeNone {
+				continue // a waypoint's
+			}
 			if Captured(p) != want {
 				return fmt.Errorf("pod %q: captured is %t", p.Name, !want)
 			}

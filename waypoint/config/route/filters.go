@@ -62,7 +62,7 @@ func (c *chain) add(name string, m proto.Message) {
 func HTTPFilters(p *model.Proxy) ([]*hcmv3.HttpFilter, error) {
 	c := &chain{}
 	c.add(filterSanitize, sanitize(p.Waypoint))
-	tokens, err := jwt(p.HTTP.JWT)
+	tokens, err := jwt(p)
 	if err != nil {
 		return nil, err
 	}

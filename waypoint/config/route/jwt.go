@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/ambit-mesh/ambit/istiod/model"
+	"github.com/ambit-mesh/ambit/waypoint/config/names"
 	"github.com/ambit-mesh/ambit/waypoint/config/route/match"
 )
 
@@ -18,13 +19,14 @@ var spaceDelimited = []string{"permission", "scope"}
 
 // requirement finds a set of rules in the filter chain, by name or else by what it holds, where the keys may have been
 // filled in.
-func requirement(p *model.Proxy, name string, rules []model.JWTRule) (string, bool) {
-	for _, r := range p.HTTP.JWT {
+func requirement(p *model.Proxy, name string, rules []model.JWTRule) *model.JWTRequirement {
+	for i := range p.HTTP.JWT {
+		r := &p.HTTP.JWT[i]
 		if r.Name == name && len(r.Rules) > 0 || name == "" && slices.EqualFunc(rules, r.Rules, sameRule) {
-			return r.Name, true
+			return r
 		}
 	}
-	return "", false
+	return nil
 }
 
 func sameRule(wanted, there model.JWTRule) bool {
@@ -35,14 +37,14 @@ func sameRule(wanted, there model.JWTRule) bool {
 }
 
 // jwt verifies tokens. What is verified is left in metadata for authorization and for choosing a route.
-func jwt(requirements []model.JWTRequirement) (*jwtv3.JwtAuthentication, error) {
+func jwt(proxy *model.Proxy) (*jwtv3.JwtAuthentication, error) {
 	out := &jwtv3.JwtAuthentication{
 		Providers:      map[string]*jwtv3.JwtProvider{},
 		RequirementMap: map[string]*jwtv3.JwtRequirement{},
 		// Browsers send no token with the question of CORS.
 		BypassCorsPreflight: true,
 	}
-	for _, r := range requirements {
+	for _, r := range proxy.HTTP.JWT {
 		var providers []string
 		for i := range r.Rules {
 			name := fmt.Sprintf("%s/%d", r.Name, i)
@@ -57,7 +59,32 @@ func jwt(requirements []model.JWTRequirement) (*jwtv3.JwtAuthentication, error) 
 			out.RequirementMap[r.Name] = oneOf(providers)
 		}
 	}
+	out.FilterStateRules = byAuthority(proxy, out.RequirementMap)
 	return out, nil
+}
+
+// byAuthority says what the services of a waypoint require, by what the client called. It is in the filter and not in
+// the service's route table, because a change of the filter replaces the filter chain: connections on the one from
+// before go on for a while with tables of now, which must not name what their chain does not have.
+func byAuthority(p *model.Proxy, requirements map[string]*jwtv3.JwtRequirement) *jwtv3.FilterStateRule {
+	authorities := map[string][]string{}
+	for i := range p.Scopes {
+		authorities[p.Scopes[i].Name] = p.Scopes[i].Authorities
+	}
+	requires := map[string]*jwtv3.JwtRequirement{}
+	for _, r := range p.HTTP.JWT {
+		for _, scope := range r.Scopes {
+			for _, a := range authorities[scope] {
+				if required := requirements[r.Name]; required != nil {
+					requires[a] = required
+				}
+			}
+		}
+	}
+	if len(requires) == 0 {
+		return nil
+	}
+	return &jwtv3.FilterStateRule{Name: names.StateAuthority, Requires: requires}
 }
 
 // oneOf accepts a request with a good token of one issuer, or without any. With several issuers that look for tokens

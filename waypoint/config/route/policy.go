@@ -52,11 +52,13 @@ func (b *builder) policy(host, rule *model.HTTPPolicy) (map[string]*anypb.Any, e
 		putAuthz(out, rbac.Build(all.Authz, b.rbac))
 	}
 	if len(all.JWT) > 0 && (rule == nil || len(rule.JWT) > 0) {
-		name, ok := requirement(b.proxy, all.Requirement, all.JWT)
-		if !ok {
+		found := requirement(b.proxy, all.Requirement, all.JWT)
+		if found == nil {
 			return nil, fmt.Errorf("require a token of issuer %q: no set of rules like that is in the filter chain", all.JWT[0].Issuer)
 		}
-		out.put(names.FilterJWT, &jwtv3.PerRouteConfig{RequirementSpecifier: &jwtv3.PerRouteConfig_RequirementName{RequirementName: name}})
+		if !slices.Contains(found.Scopes, b.table.Name) {
+			out.put(names.FilterJWT, &jwtv3.PerRouteConfig{RequirementSpecifier: &jwtv3.PerRouteConfig_RequirementName{RequirementName: found.Name}})
+		}
 	}
 	if rule == nil {
 		b.localLimits(out, host.Limits)
