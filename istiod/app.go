@@ -134,7 +134,7 @@ func (a *App) makeState(context.Context) error {
 	a.cache = push.NewCache(push.Types()...)
 	var err error
 	a.graph, err = graph.New(graph.Config{
-		Config: a.translation(), Log: a.log.Logger("graph"), Metrics: a.registry,
+		Config: a.translation(), Bypass: a.settings.WaypointBypass, Log: a.log.Logger("graph"), Metrics: a.registry,
 	}, a.cache)
 	return err
 }

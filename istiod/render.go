@@ -120,6 +120,7 @@ func (a *App) translation() translate.Config {
 func (a *App) runLayer7(ctx context.Context, g *errgroup.Group) {
 	g.Go(func() error { return a.directory.Run(ctx) })
 	g.Go(func() error { return a.engine.Run(ctx) })
+	g.Go(func() error { return a.graph.Run(ctx) })
 	g.Go(func() error { return a.keys.Run(ctx) })
 }
 

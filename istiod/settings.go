@@ -11,6 +11,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/api/ports"
 	"github.com/ambit-mesh/ambit/istiod/model"
+	"github.com/ambit-mesh/ambit/istiod/translate"
 )
 
 // Limits and defaults of workload certificates, as Istio's.
@@ -37,6 +38,8 @@ type Settings struct {
 	TrustedNodeAccounts []model.Key
 	// CertTTL and MaxCertTTL of workloads (DEFAULT_WORKLOAD_CERT_TTL, MAX_WORKLOAD_CERT_TTL).
 	CertTTL, MaxCertTTL time.Duration
+	// WaypointBypass says who may pass by the waypoints of services that do not say it (WAYPOINT_BYPASS).
+	WaypointBypass model.Bypass
 	// LogLevel and LogFormat (LOG_LEVEL, LOG_FORMAT).
 	LogLevel, LogFormat string
 	// Image of waypoints and gateways (WAYPOINT_IMAGE); none are deployed if it is empty. Pull policy and secrets,
@@ -75,10 +78,11 @@ func SettingsFromEnv() (Settings, error) {
 		Monitoring: fmt.Sprintf(":%d", ports.IstiodMonitoring),
 	}
 	s.RootNamespace = env("ROOT_NAMESPACE", s.Namespace)
-	var errs [3]error
+	var errs [4]error
 	s.TrustedNodeAccounts, errs[0] = accounts(env("CA_TRUSTED_NODE_ACCOUNTS", s.Namespace+"/ztunnel"))
 	s.CertTTL, errs[1] = duration("DEFAULT_WORKLOAD_CERT_TTL", defaultCertTTL)
 	s.MaxCertTTL, errs[2] = duration("MAX_WORKLOAD_CERT_TTL", maxCertTTL)
+	s.WaypointBypass, errs[3] = translate.Bypass(env("WAYPOINT_BYPASS", "refuse"))
 	if err := errors.Join(errs[:]...); err != nil {
 		return s, err
 	}

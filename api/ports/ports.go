@@ -80,6 +80,8 @@ const (
 	// LabelUseWaypoint names the waypoint of a pod, service or namespace.
 	LabelUseWaypoint          = "istio.io/use-waypoint"
 	LabelUseWaypointNamespace = "istio.io/use-waypoint-namespace"
+	// AnnotationWaypointBypass on a service or namespace says who may reach pods past the waypoint of their service.
+	AnnotationWaypointBypass = "ambit.dev/waypoint-bypass"
 	// LabelCanonicalName and LabelCanonicalRevision override the app and version in telemetry.
 	LabelCanonicalName     = "service.istio.io/canonical-name"
 	LabelCanonicalRevision = "service.istio.io/canonical-revision"
@@ -104,6 +106,10 @@ const (
 	// IstiodServerName is the name that istiod's certificate is checked against.
 	IstiodServerName = "istiod.istio-system.svc"
 )
+
+// WaypointRequiredPrefix begins the names of the policies that refuse what passes by a waypoint. They are for
+// connections as these open: those that were open before stay. The underscore cannot occur in a Kubernetes name.
+const WaypointRequiredPrefix = "ambit_waypoint_required_"
 
 // Paths on a node or in a container.
 const (

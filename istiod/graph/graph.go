@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
@@ -26,8 +27,12 @@ type Sink interface {
 // Config is what a Graph needs.
 type Config struct {
 	translate.Config
+	// Bypass says who may pass by a service's waypoint, where neither service nor namespace do.
+	Bypass  model.Bypass
 	Log     *slog.Logger
 	Metrics prometheus.Registerer
+	// Now is time.Now unless a test wants another.
+	Now func() time.Time
 }
 
 // Graph holds all inputs, their indexes and the outputs.
@@ -61,6 +66,7 @@ type Graph struct {
 	slicesByPod      multimap[model.Key]
 	slicesByService  multimap[model.Key]
 
+	required required
 	dirty    dirty
 	outputs  map[string]map[string]*push.Resource
 	problems map[input]Problem
@@ -119,6 +125,7 @@ func New(cfg Config, sink Sink) (*Graph, error) {
 		policySelectors:  newSelectorIndex(),
 		slicesByPod:      multimap[model.Key]{},
 		slicesByService:  multimap[model.Key]{},
+		required:         newRequired(cfg.Now),
 		dirty:            newDirty(),
 		outputs:          map[string]map[string]*push.Resource{},
 		problems:         map[input]Problem{},
@@ -155,8 +162,9 @@ func (g *Graph) Synced() {
 	if g.synced {
 		return
 	}
-	g.synced = true
+	g.synced, g.required.first = true, true
 	g.flush()
+	g.required.first = false
 	g.sink.Synced()
 }
 

@@ -67,6 +67,10 @@ func (g *Graph) setService(k model.Key, s *model.Service) {
 		g.services[k] = s
 		g.serviceSelectors.add(k, s.Selector)
 	}
+	// So do policies of ports.
+	if old != nil && s != nil && (old.Bypass != s.Bypass || old.Waypoint != s.Waypoint || len(old.VIPs) != len(s.VIPs)) {
+		g.markRequired(k)
+	}
 }
 
 // markEndpoints marks the pods of a service.
@@ -155,6 +159,13 @@ func (g *Graph) setNamespace(k model.Key, ns *model.Namespace) {
 	if a.Waypoint != b.Waypoint {
 		for p := range g.podLabels.byNamespace[k.Name] {
 			g.dirty.pods[p] = struct{}{}
+		}
+	}
+	if a.Bypass != b.Bypass || a.Waypoint != b.Waypoint {
+		for s := range g.services {
+			if s.Namespace == k.Name {
+				g.markRequired(s)
+			}
 		}
 	}
 	if a.Waypoint != b.Waypoint || a.Distribution != b.Distribution || a.IngressWaypoint != b.IngressWaypoint {

@@ -44,9 +44,14 @@ func (g *Graph) flush() {
 	for k := range d.entries {
 		g.flushEntry(addr, k)
 	}
+	for k := range g.dirty.pods { // those of services whose waypoint becomes the only way, or no longer is
+		d.pods[k] = struct{}{}
+	}
+	g.dirty.pods = set{}
 	for k := range d.pods {
 		g.flushPod(addr, k)
 	}
+	g.flushGroups(auth)
 	var changes []push.Change
 	for _, c := range []*collector{auth, addr} {
 		if len(c.change.Upsert)+len(c.change.Removed) > 0 {
@@ -92,6 +97,7 @@ func (g *Graph) flushPod(c *collector, k model.Key) {
 	uid := translate.WorkloadUID(g.cfg.Config, k)
 	p := g.pods[k]
 	if p == nil {
+		g.setRequired(k, nil)
 		c.remove(uid)
 		return
 	}
@@ -100,6 +106,7 @@ func (g *Graph) flushPod(c *collector, k model.Key) {
 		Policies: g.policiesOf(p),
 		Waypoint: ready(g.waypointOf(p.Waypoint, p.Namespace, model.TrafficWorkload)),
 	}
+	in.Policies = append(in.Policies, g.flushRequired(p, in.Services)...)
 	if n := g.nodes[p.Node]; n != nil {
 		in.Locality = n.Locality
 	}
@@ -219,6 +226,7 @@ func (g *Graph) flushService(c *collector, k model.Key) {
 	name := k.Namespace + "/" + translate.ServiceHostname(g.cfg.Config, k)
 	s := g.services[k]
 	if s == nil {
+		g.unhold(k)
 		c.remove(name)
 		return
 	}
@@ -226,9 +234,11 @@ func (g *Graph) flushService(c *collector, k model.Key) {
 	if ns := g.namespaces[k.Namespace]; ns != nil {
 		in.Distribution = ns.Distribution
 	}
-	if !s.NoWaypoint {
+	if s.NoWaypoint {
+		g.unhold(k)
+	} else {
 		b := g.bind(s.Waypoint, s.IngressWaypoint, s.Namespace)
-		in.Waypoint, in.Canary = g.usable(b.Waypoint, name), g.usable(b.Canary, name)
+		in.Waypoint, in.Canary = g.hold(s, g.usable(b.Waypoint, name), g.usable(b.Canary, name))
 		in.CanaryWeight, in.IngressWaypoint = b.CanaryWeight, b.Ingress
 	}
 	aliases := make([]string, 0, len(s.VIPs))

@@ -1,6 +1,8 @@
 package layer7
 
 import (
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/ambit-mesh/ambit/istiod/layer7/resolve"
@@ -110,4 +112,23 @@ func (e *Engine) settled(key model.Key, a *announcement, now time.Time) bool {
 		connected, settled := e.cfg.Settled(key)
 		return connected && settled || !connected && waited >= settleAlone
 	}
+}
+
+// tellCallers tells the graph where proxies send, and as whom.
+func (e *Engine) tellCallers() {
+	for key := range e.calling {
+		p := e.proxies[key]
+		if p == nil || p.target == nil {
+			e.mesh.SetCallers(key, "", nil)
+			continue
+		}
+		hosts := map[string]struct{}{}
+		for name := range p.references {
+			if _, _, host, ok := resolve.ParseClusterName(name); ok {
+				hosts[host] = struct{}{}
+			}
+		}
+		e.mesh.SetCallers(key, p.target.ServiceAccount, slices.Sorted(maps.Keys(hosts)))
+	}
+	clear(e.calling)
 }

@@ -130,10 +130,10 @@ type Engine struct {
 	waypoints map[model.Key]*model.Waypoint
 	// parting are parts of services that have left a waypoint, with when they end; serving are those that the graph is
 	// not told of yet.
-	parting  map[unit]time.Time
-	serving  map[model.Key]*announcement
+	parting map[unit]time.Time
+	serving map[model.Key]*announcement
 	// calling are proxies whose destinations the graph is to be told.
-	calling map[model.Key]struct{}
+	calling  map[model.Key]struct{}
 	deployed map[model.Key]*model.Condition
 	rejected map[model.Key]map[string]string
 	statuses map[index.ID]*model.Status

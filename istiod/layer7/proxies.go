@@ -244,6 +244,7 @@ func (e *Engine) targetBecame(key model.Key, now any) {
 		}
 		delete(e.proxies, key)
 		e.ended = append(e.ended, key)
+		e.calling[key] = struct{}{}
 		return
 	}
 	if p == nil {
@@ -251,6 +252,7 @@ func (e *Engine) targetBecame(key model.Key, now any) {
 		e.proxies[key] = p
 	}
 	p.target = t
+	e.calling[key] = struct{}{}
 	e.ensure(unit{kind: unitProxy, proxy: key})
 	if t.Waypoint {
 		e.bindAll(key)
@@ -346,6 +348,7 @@ func (e *Engine) refer(key model.Key, p *proxy, before, after []string) {
 		}
 	}
 	if changed {
+		e.calling[key] = struct{}{}
 		e.touch(index.Dep{Kind: index.Attached, Name: allClusters})
 	}
 }

@@ -155,6 +155,8 @@ func (e *Engine) flush() {
 			}
 		}
 	}
+	// Pods let a proxy in before it is told to come.
+	e.tellCallers()
 	e.deliver()
 }
 

@@ -104,7 +104,23 @@ type Namespace struct {
 	IngressWaypoint bool
 	// Distribution applies to services that choose none themselves.
 	Distribution Distribution
+	// Bypass holds for services that say nothing themselves.
+	Bypass Bypass
 }
+
+// Bypass says who may connect to the pods of a service with a waypoint without coming through the waypoint.
+type Bypass uint8
+
+// Who may pass by a waypoint. Unset leaves it to the namespace, then to the mesh.
+const (
+	BypassUnset Bypass = iota
+	// BypassRefuse refuses callers of the mesh. Callers outside cannot use a waypoint: PeerAuthentication judges them.
+	BypassRefuse
+	// BypassStrict refuses callers without identity too.
+	BypassStrict
+	// BypassAllow refuses nobody.
+	BypassAllow
+)
 
 // WaypointRef is a use-waypoint label: which waypoint, or explicitly none.
 type WaypointRef struct {
@@ -210,6 +226,7 @@ type Service struct {
 	Waypoint        WaypointRef
 	// NoWaypoint is set on the services of waypoints themselves, which must not have one.
 	NoWaypoint bool
+	Bypass     Bypass
 	// IngressWaypoint is the label istio.io/ingress-use-waypoint; nil leaves it to the namespace.
 	IngressWaypoint *bool
 	// External are addresses by which the outside reaches it: a load balancer's, as its status says.

@@ -31,6 +31,7 @@ func Namespace(ns *corev1.Namespace) *model.Namespace {
 		Waypoint:        serviceWaypointRef(ns.Labels, ns.Annotations, ns.Name),
 		IngressWaypoint: strings.EqualFold(ns.Labels[labelIngressWaypoint], "true"),
 		Distribution:    distribution(ns.Annotations[annotationDistribution]),
+		Bypass:          bypass(ns.Annotations),
 	}
 }
 

@@ -51,6 +51,7 @@ func Service(cfg Config, s *corev1.Service) (*model.Service, error) {
 		LoadBalancer:    s.Spec.Type == corev1.ServiceTypeLoadBalancer,
 		External:        externalAddresses(s),
 		Generation:      s.Generation,
+		Bypass:          bypass(s.Annotations),
 	}
 	if v, ok := s.Labels[labelIngressWaypoint]; ok {
 		ingress := strings.EqualFold(v, "true")

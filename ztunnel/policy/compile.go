@@ -7,6 +7,7 @@ import (
 
 	"google.golang.org/protobuf/reflect/protoreflect"
 
+	contract "github.com/ambit-mesh/ambit/api/ports"
 	"github.com/ambit-mesh/ambit/api/security"
 )
 
@@ -34,6 +35,7 @@ type Policy struct {
 	deny       bool
 	dryRun     bool
 	unusable   bool
+	opening    bool // for connections as they open only
 	rules      []rule
 	config     *security.Authorization
 }
@@ -134,6 +136,7 @@ func Compile(a *security.Authorization) (*Policy, error) {
 	if n := elements(a); n > MaxElements {
 		return nil, fmt.Errorf("compile policy %q: %d rules, matches and values are more than %d", p.name, n, MaxElements)
 	}
+	p.opening = strings.HasPrefix(a.GetName(), contract.WaypointRequiredPrefix)
 	p.rules = make([]rule, 0, len(a.GetRules()))
 	for _, r := range a.GetRules() {
 		p.rules = append(p.rules, compileRule(r))

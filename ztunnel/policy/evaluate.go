@@ -2,6 +2,7 @@ package policy
 
 import (
 	"net/netip"
+	"slices"
 
 	"github.com/ambit-mesh/ambit/internal/identity"
 )
@@ -56,6 +57,17 @@ func (s *Set) Names() []string {
 	}
 	return names
 }
+
+// Standing is the set for connections that are open already: without the policies which say how a new one has to
+// come. Those that were open before a service got its waypoint had no other way.
+func (s Set) Standing() Set {
+	if slices.ContainsFunc(s.Workload, (*Policy).isOpening) {
+		s.Workload = slices.DeleteFunc(slices.Clone(s.Workload), (*Policy).isOpening)
+	}
+	return s
+}
+
+func (p *Policy) isOpening() bool { return p.opening }
 
 func (s *Set) lists() [3][]*Policy { return [3][]*Policy{s.Namespace, s.Global, s.Workload} }
 

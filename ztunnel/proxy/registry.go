@@ -112,7 +112,7 @@ func (p *Proxy) recheck(snap *state.Snapshot) {
 		a, ok := known[f.pod]
 		if !ok {
 			if a.own = f.pod.find(snap); a.own != nil {
-				a.set = snap.Policies(a.own)
+				a.set = snap.Policies(a.own).Standing()
 			}
 			known[f.pod] = a
 		}

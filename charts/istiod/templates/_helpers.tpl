@@ -57,6 +57,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
   value: {{ .Values.meshConfig.rootNamespace | default .Values.global.istioNamespace | quote }}
 - name: CA_TRUSTED_NODE_ACCOUNTS
   value: {{ printf "%s/%s" (.Values.trustedZtunnelNamespace | default .Release.Namespace) (.Values.trustedZtunnelName | default "ztunnel") | quote }}
+- name: WAYPOINT_BYPASS
+  value: {{ .Values.waypointBypass | quote }}
 - name: DEFAULT_WORKLOAD_CERT_TTL
   value: {{ .Values.workloadCertTTL | quote }}
 - name: MAX_WORKLOAD_CERT_TTL

@@ -25,6 +25,7 @@ type Mesh interface {
 	Locality(node string) model.Locality
 	SetWaypoint(model.Key, *model.Waypoint)
 	SetServed(waypoint model.Key, names []string, served bool)
+	SetCallers(proxy model.Key, account string, hosts []string)
 	SetEntry(model.Key, *model.ServiceEntry)
 }
 
