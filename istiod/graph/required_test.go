@@ -1,10 +1,12 @@
 package graph
 
 import (
+	"context"
 	"log/slog"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -287,4 +289,41 @@ func TestRequiredForgets(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Run enforces in time, without any further event.
+func TestRunRequires(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, _ := newGraph(t)
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- g.Run(ctx) }()
+		g.Handle(namespaceEvent("a", map[string]string{ports.LabelUseWaypoint: "w"}))
+		g.Handle(svc("web", "10.96.0.1", intstr.FromInt32(8080)))
+		g.Handle(pod())
+		g.Synced()
+		g.SetCallers(key("a", "w"), "w", nil)
+		g.SetWaypoint(key("a", "w"), waypoint("w"))
+		g.SetServed(key("a", "w"), []string{"a/web.a.svc.cluster.local"}, true)
+		refused := func() bool {
+			g.mu.RLock()
+			defer g.mu.RUnlock()
+			return len(g.attachedTo(t, "web-1")) > 0
+		}
+		// The clock of the bubble moves when everything in it waits.
+		<-time.After(requiredAfter - time.Millisecond)
+		synctest.Wait()
+		if refused() {
+			t.Error("refused too early")
+		}
+		<-time.After(2 * time.Millisecond)
+		synctest.Wait()
+		if !refused() {
+			t.Error("not refused in time")
+		}
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
 }
