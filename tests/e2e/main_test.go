@@ -94,14 +94,14 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// begin removes policies, routes and waypoints, and puts the shop into the mesh or takes it out.
+// begin removes policies, routes and waypoints, and puts the shop into the mesh or takes it out. The demo's second
+// catalog stays: taking pods away under load fails requests outside the mesh.
 func begin(t *testing.T, in bool) {
 	t.Helper()
 	for _, args := range [][]string{
 		{"label", "service", "--all", "istio.io/use-waypoint-"},
 		{"delete", "authorizationpolicies.security.istio.io,requestauthentications.security.istio.io", "--all"},
 		{"delete", "httproutes.gateway.networking.k8s.io,gateways.gateway.networking.k8s.io", "--all"},
-		{"delete", "deployment,service", "--ignore-not-found", "catalog-new", "catalog-v1", "catalog-v2"},
 	} {
 		_, err := world.Kubectl(t.Context(), append([]string{"-n", stage.Namespace}, args...)...)
 		must(t, err)
