@@ -99,7 +99,9 @@ type Gateway struct {
 	ObjectLabels, ObjectAnnotations map[string]string
 	// BackendClientCert is the Secret of the client certificate for backends.
 	BackendClientCert *SecretRef
-	Invalid           *Condition
+	// InsecureFrontend says that spec.tls.frontend lets clients in whose certificates do not verify, on any port.
+	InsecureFrontend bool
+	Invalid          *Condition
 }
 
 // GatewayAddress is an address as a user wrote it.

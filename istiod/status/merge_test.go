@@ -90,6 +90,7 @@ status:
   - {type: Accepted, status: "True", reason: Accepted, message: old, lastTransitionTime: "2026-01-02T00:00:00Z", observedGeneration: 2}
   - {type: Programmed, status: "False", reason: Pending, message: "", lastTransitionTime: "2026-01-03T00:00:00Z", observedGeneration: 2}
   - {type: ResolvedRefs, status: "False", reason: X, message: "", lastTransitionTime: "2026-01-04T00:00:00Z", observedGeneration: 2}
+  - {type: InsecureFrontendValidationMode, status: "True", reason: ConfigurationChanged, message: "", lastTransitionTime: "2026-01-04T00:00:00Z", observedGeneration: 2}
   listeners:
   - name: mesh
     attachedRoutes: 0

@@ -90,8 +90,8 @@ const ownPrefix = "istio.io/"
 func ours(conditionType string) bool {
 	switch conditionType {
 	case "Accepted", "Programmed", "ResolvedRefs", "Conflicted", "Ready", "PartiallyInvalid", "SupportedVersion",
-		"OverlappingTLSConfig", "ResolvedWaypoints", "ZtunnelAccepted", "WaypointAccepted", "Scheduled", "Detached",
-		"UnresolvedRefs":
+		"OverlappingTLSConfig", "InsecureFrontendValidationMode", "ResolvedWaypoints", "ZtunnelAccepted", "WaypointAccepted",
+		"Scheduled", "Detached", "UnresolvedRefs":
 		return true
 	}
 	return strings.HasPrefix(conditionType, ownPrefix)

@@ -72,6 +72,11 @@ func Gateway(r *index.Reader, g *model.Gateway, bound, started bool) GatewayResu
 	if c := clientCertificate(r, g); c != nil {
 		out.Status.Conditions = append(out.Status.Conditions, *c)
 	}
+	if g.InsecureFrontend {
+		out.Status.Conditions = append(out.Status.Conditions, condition(
+			string(gwv1.GatewayConditionInsecureFrontendValidationMode), string(gwv1.GatewayReasonConfigurationChanged),
+			"spec.tls.frontend lets in clients whose certificate is absent or does not verify", true))
+	}
 	if g.Waypoint && accepted.OK {
 		out.Waypoint = waypoint(r, g, translate.ServiceHostname(r.Config, key))
 		out.Waypoint.Ready = s != nil && (ready > 0 || bound || started && pods > 0)

@@ -2,6 +2,7 @@ package gatewayapi
 
 import (
 	"fmt"
+	"slices"
 
 	gwv1 "sigs.k8s.io/gateway-api/apis/v1"
 
@@ -36,10 +37,24 @@ func Gateway(g *gwv1.Gateway, waypoint func(class string) bool) *model.Gateway {
 			string(gwv1.GatewayReasonInvalidClientCertificateRef))
 		out.BackendClientCert = &ref
 	}
+	out.InsecureFrontend = insecureFrontend(g)
 	for i := range g.Spec.Listeners {
 		out.Listeners = append(out.Listeners, listener(g, i, out.Waypoint))
 	}
 	return out
+}
+
+// insecureFrontend tells whether the Gateway is configured for AllowInsecureFallback, at its own level or for a port
+// (Gateway API, GatewayReasonConfigurationChanged). It need not have a listener on the port.
+func insecureFrontend(g *gwv1.Gateway) bool {
+	if g.Spec.TLS == nil || g.Spec.TLS.Frontend == nil {
+		return false
+	}
+	insecure := func(c gwv1.TLSConfig) bool {
+		return c.Validation != nil && c.Validation.Mode == gwv1.AllowInsecureFallback
+	}
+	f := g.Spec.TLS.Frontend
+	return insecure(f.Default) || slices.ContainsFunc(f.PerPort, func(p gwv1.TLSPortConfig) bool { return insecure(p.TLS) })
 }
 
 // waypointFor reads the label; a value that nobody knows is the default, as with Istio.
