@@ -237,7 +237,7 @@ func newWaypointDelete() *cobra.Command {
 		Use:   "delete [NAME ...]",
 		Short: "Remove waypoints",
 		Long: "delete removes the Gateways of waypoints, and with them what istiod deployed. It says who still names them: take these\n" +
-			"labels away first, since what must go through a waypoint does not pass without it.",
+			"labels away first, so that traffic leaves in order. Without its waypoint, traffic goes direct, past the policies there.",
 		Example: "  kubectl label namespace shop istio.io/use-waypoint-\n" +
 			"  ambit waypoint delete waypoint -n shop\n" +
 			"  ambit waypoint delete --all -n shop",
