@@ -123,10 +123,6 @@ func TestNoRequestFailsUnderAnyChange(t *testing.T) {
 			tables, clusters := map[string]string{}, map[string]bool{}
 			for step := range 400 {
 				e.cache.Apply(randomChange(t, rnd, step, tables, clusters))
-				if rnd.IntN(40) == 0 {
-					m.disconnect()
-					m.connect(e)
-				}
 				for range rnd.IntN(4) {
 					if !m.step(e) {
 						break
