@@ -2,7 +2,6 @@ package push_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -25,9 +24,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
-	"google.golang.org/grpc/test/bufconn"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -68,29 +65,7 @@ func newEnvoys(t testing.TB, cfg push.Config) *envoys {
 	if e.server, err = push.NewServer(cfg, push.NewCache(push.Types()...)); err != nil {
 		t.Fatal(err)
 	}
-	l := bufconn.Listen(64 << 10)
-	g := grpc.NewServer()
-	e.server.Register(g)
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan struct{})
-	go func() { defer close(done); _ = e.dir.Run(ctx) }()
-	served := make(chan error, 1)
-	go func() { served <- g.Serve(l) }()
-	e.conn, err = grpc.NewClient("passthrough:bufconn", grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) }))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = e.conn.Close()
-		e.server.Close()
-		g.Stop()
-		if err := <-served; err != nil && !errors.Is(err, grpc.ErrServerStopped) {
-			t.Errorf("serve: %v", err)
-		}
-		cancel()
-		<-done
-	})
+	e.conn = serve(t, e.server, e.dir.Run)
 	return e
 }
 

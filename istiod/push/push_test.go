@@ -46,22 +46,29 @@ func newWorld(t testing.TB, cfg push.Config) *world {
 	if w.server, err = push.NewServer(cfg, w.cache); err != nil {
 		t.Fatal(err)
 	}
+	w.conn = serve(t, w.server, w.cache.Run)
+	return w
+}
+
+// serve runs a server and what feeds it until the test ends, and connects to it.
+func serve(t testing.TB, server *push.Server, run func(context.Context) error) *grpc.ClientConn {
+	t.Helper()
 	l := bufconn.Listen(64 << 10)
 	g := grpc.NewServer()
-	w.server.Register(g)
-	ctx, cancel := context.WithCancel(t.Context())
+	server.Register(g)
+	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
-	go func() { defer close(done); _ = w.cache.Run(ctx) }()
+	go func() { defer close(done); _ = run(ctx) }()
 	served := make(chan error, 1)
 	go func() { served <- g.Serve(l) }()
-	w.conn, err = grpc.NewClient("passthrough:bufconn", grpc.WithTransportCredentials(insecure.NewCredentials()),
+	conn, err := grpc.NewClient("passthrough:bufconn", grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) }))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		_ = w.conn.Close()
-		w.server.Close()
+		_ = conn.Close()
+		server.Close()
 		g.Stop()
 		if err := <-served; err != nil && !errors.Is(err, grpc.ErrServerStopped) {
 			t.Errorf("serve: %v", err)
@@ -69,7 +76,7 @@ func newWorld(t testing.TB, cfg push.Config) *world {
 		cancel()
 		<-done
 	})
-	return w
+	return conn
 }
 
 func (w *world) open(node *core.Node) *pushtest.Client {
