@@ -53,16 +53,3 @@ func (g *Graph) notify() {
 	close(g.changed)
 	g.changed = make(chan struct{})
 }
-
-// Namespaces lists the namespaces that are not being deleted.
-func (g *Graph) Namespaces() []string {
-	g.mu.RLock()
-	defer g.mu.RUnlock()
-	out := make([]string, 0, len(g.namespaces))
-	for name, ns := range g.namespaces {
-		if !ns.Terminating {
-			out = append(out, name)
-		}
-	}
-	return out
-}

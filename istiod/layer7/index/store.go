@@ -100,18 +100,6 @@ func (s *Store) Put(id ID, o any) []Dep {
 // Peek returns an object without taking note; nil if there is none.
 func (s *Store) Peek(id ID) any { return s.objects[id] }
 
-// Kind lists the objects of a kind without taking note, in order of key.
-func (s *Store) Kind(k model.Kind) []ID {
-	var out []ID
-	for id := range s.objects {
-		if id.Kind == k {
-			out = append(out, id)
-		}
-	}
-	slices.SortFunc(out, func(a, b ID) int { return strings.Compare(a.String(), b.String()) })
-	return out
-}
-
 // Len counts the objects by kind.
 func (s *Store) Len() map[model.Kind]int {
 	out := map[model.Kind]int{}

@@ -71,11 +71,6 @@ func Build(policies []*model.Authorization, o Options) Rules {
 	return b.out
 }
 
-// IsZero tells that nothing is to be evaluated.
-func (r Rules) IsZero() bool {
-	return r.Audit == nil && r.Deny == nil && r.Allow == nil && r.DryCustom == nil && r.DryDeny == nil && r.DryAllow == nil && len(r.Custom) == 0
-}
-
 type builder struct {
 	Options
 	out    Rules
